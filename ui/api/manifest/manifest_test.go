@@ -1,0 +1,114 @@
+package manifest_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"hotspare"
+	"hotspare/ui/api/manifest"
+)
+
+func TestExamplesAreRead(t *testing.T) {
+	files, err := filepath.Glob("../../../examples/*.yaml")
+	if err != nil || len(files) < 3 {
+		t.Fatalf("examples: %v, %v", files, err)
+	}
+	kinds := map[string]int{}
+	for _, f := range files {
+		src, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if filepath.Base(f) == "hotspare.yaml" {
+			continue // the appliance's configuration, read by its own test
+		}
+		docs, err := manifest.Parse(f, src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range docs {
+			kinds[d.Kind]++
+		}
+	}
+	if kinds["pool"] != 1 || kinds["node"] != 4 || kinds["application"] != 2 {
+		t.Fatalf("kinds read: %v", kinds)
+	}
+}
+
+func TestFieldsAndSecretsArrive(t *testing.T) {
+	docs, err := manifest.Parse("x.yaml", []byte(`
+kind: node
+name: n1
+macs: ["52:54:00:77:00:01"]
+bmc: {protocol: ipmi, address: 10.78.0.11, user: admin, password: tops3cret}
+---
+kind: application
+name: a
+address: 10.77.0.50/24
+monitors:
+  - {name: m, kind: tcp, port: 80, every: 1500ms}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := docs[0]
+	if n.Node.Name != "n1" || n.Node.BMC.Address.String() != "10.78.0.11" || n.Node.BMC.User != "admin" {
+		t.Fatalf("node: %+v", n.Node)
+	}
+	if n.BMCPassword.Reveal() != "tops3cret" || strings.Contains(n.BMCPassword.String(), "tops") {
+		t.Fatal("the password does not arrive, or prints")
+	}
+	a := docs[1].Application
+	if a.Address.String() != "10.77.0.50/24" || a.Monitors[0].Every.D() != 1500*time.Millisecond {
+		t.Fatalf("application: %+v", a)
+	}
+	if docs[1].Source != "x.yaml:7" {
+		t.Fatalf("source: %s", docs[1].Source)
+	}
+}
+
+func TestBadInputSaysWhereAndWhatIsMeant(t *testing.T) {
+	for _, c := range []struct {
+		name, src   string
+		code        hotspare.Code
+		where, says string
+	}{
+		{"unknown field", "kind: node\nname: n1\nmemryMiB: 3\n", hotspare.CodeYAML, "f:3:", `did you mean "memoryMiB"?`},
+		{"unknown nested field", "kind: application\nname: a\npolicy:\n  leese: 3s\n", hotspare.CodeYAML, "f:4:", `did you mean "lease"?`},
+		{"field far from any", "kind: pool\nname: p\nxyzzyplugh: 3\n", hotspare.CodeYAML, "f:3:", "remove the line"},
+		{"unknown kind", "kind: nod\nname: n\n", hotspare.CodeYAML, "f:1", `did you mean "node"?`},
+		{"no kind", "name: n\n", hotspare.CodeYAML, "f:1", "no kind"},
+		{"no name", "kind: node\narch: amd64\n", hotspare.CodeInvalid, "f:1", "has no name"},
+		{"wrong type", "kind: node\nname: n\ncpus: many\n", hotspare.CodeYAML, "f:3:", "cannot unmarshal"},
+		{"bad duration", "kind: application\nname: a\npolicy: {lease: soon}\n", hotspare.CodeInvalid, "f:1", "invalid duration"},
+		{"bad address", "kind: application\nname: a\naddress: 10.0.0.0.1\n", hotspare.CodeInvalid, "f:1", "10.0.0.0.1"},
+		{"not YAML", "kind: [node\n", hotspare.CodeYAML, "f:", "sequence"},
+		{"empty", "# nothing\n", hotspare.CodeYAML, "f", "no resource"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := manifest.Parse("f", []byte(c.src))
+			var e *hotspare.Error
+			if !errors.As(err, &e) {
+				t.Fatalf("no coded error: %v", err)
+			}
+			if e.Code != c.code || !strings.HasPrefix(e.Where, c.where) || !strings.Contains(err.Error(), c.says) || e.Fix == "" {
+				t.Fatalf("got %v (where %q, fix %q)", err, e.Where, e.Fix)
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("kind: node\nname: n1\n"))
+	f.Add([]byte("kind: application\nname: a\nmonitors: [{name: x}]\n---\nkind: pool\nname: p\n"))
+	f.Fuzz(func(t *testing.T, src []byte) {
+		docs, err := manifest.Parse("f", src)
+		if err == nil && len(docs) == 0 {
+			t.Fatal("no documents and no error")
+		}
+	})
+}
