@@ -1,6 +1,10 @@
 package hotspare
 
-import "crypto/subtle"
+import (
+	"crypto/subtle"
+	"fmt"
+	"io"
+)
 
 // redacted is what every printed or marshalled Secret shows.
 const redacted = "[secret]"
@@ -32,8 +36,9 @@ func (s Secret) String() string {
 	return redacted
 }
 
-// GoString keeps %#v from printing the value.
-func (s Secret) GoString() string { return "hotspare.Secret{" + s.String() + "}" }
+// Format keeps every verb of fmt from printing the value, those that do not
+// ask for String (such as %d) too.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String()) }
 
 // MarshalText keeps encoders of text, JSON and YAML from printing the value.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

@@ -1,0 +1,160 @@
+package appliance
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"hotspare"
+	"hotspare/haengine"
+	"hotspare/ui/api/manifest"
+)
+
+// Config is the appliance's configuration file, /etc/hotspare/hotspare.yaml.
+type Config struct {
+	State   string        `yaml:"state"`   // folder for everything durable
+	Socket  string        `yaml:"socket"`  // unix socket of the API, mode 0600
+	API     string        `yaml:"api"`     // further address of the API; it asks for the token
+	Network NetworkConfig `yaml:"network"` // the segment that is served
+	Agent   string        `yaml:"agent"`   // static hotspare-agent binary that goes into initramfs
+	Loaders string        `yaml:"loaders"` // folder with undionly.kpxe, ipxe.efi, snponly.efi (Debian: package ipxe)
+	Console string        `yaml:"console"` // kernel console of booted nodes, e.g. ttyS0,115200
+	Cmdline string        `yaml:"cmdline"` // further kernel arguments of every node
+	Modules string        `yaml:"modules"` // module set of the initramfs: generic or lab
+	BMC     BMCConfig     `yaml:"bmc"`
+}
+
+// NetworkConfig names the interface and what is served on it. A port of 0 means
+// the service's own.
+type NetworkConfig struct {
+	Interface string       `yaml:"interface"`
+	Address   netip.Prefix `yaml:"address"` // the appliance's own address on it
+	Gateway   netip.Addr   `yaml:"gateway"`
+	DNS       []netip.Addr `yaml:"dns"`
+	DHCP      DHCPConfig   `yaml:"dhcp"`
+	HTTPPort  uint16       `yaml:"httpPort"`
+	TFTPPort  uint16       `yaml:"tftpPort"`
+	ISCSIPort uint16       `yaml:"iscsiPort"`
+	AgentPort uint16       `yaml:"agentPort"`
+	RouterAds bool         `yaml:"routerAdvertisements"` // answer IPv6 router solicitations with lifetime 0
+}
+
+// DHCPConfig says how DHCP is served.
+type DHCPConfig struct {
+	Mode  string            `yaml:"mode"` // authoritative, proxy, off
+	From  netip.Addr        `yaml:"from"`
+	To    netip.Addr        `yaml:"to"`
+	Lease haengine.Duration `yaml:"lease"`
+}
+
+// BMCConfig holds the bounds of BMC commands.
+type BMCConfig struct {
+	Timeout  haengine.Duration `yaml:"timeout"`  // one command
+	ReadGap  haengine.Duration `yaml:"readGap"`  // between the two reads that prove a power off
+	Deadline haengine.Duration `yaml:"deadline"` // a whole power off with its proof
+}
+
+// LoadConfig reads and checks a configuration file.
+func LoadConfig(path string) (Config, error) {
+	var c Config
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return c, &hotspare.Error{
+			Code: hotspare.CodeNotFound, What: "the configuration cannot be read", Where: path, Err: err,
+			Fix: "give --config FILE; examples/hotspare.yaml is a commented start",
+		}
+	}
+	if err := manifest.Decode(path, src, &c); err != nil {
+		return c, err
+	}
+	c = c.WithDefaults()
+	return c, c.Validate(path)
+}
+
+// WithDefaults fills in what the file leaves out.
+func (c Config) WithDefaults() Config {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	port := func(p *uint16, v uint16) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	span := func(d *haengine.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = haengine.Duration(v)
+		}
+	}
+	def(&c.State, "/var/lib/hotspare")
+	def(&c.Socket, "/run/hotspare/api.sock")
+	def(&c.API, "127.0.0.1:8080")
+	def(&c.Loaders, "/usr/lib/ipxe")
+	def(&c.Agent, "/usr/lib/hotspare/hotspare-agent")
+	def(&c.Console, "ttyS0,115200")
+	def(&c.Modules, "generic")
+	def(&c.Network.DHCP.Mode, "off")
+	port(&c.Network.HTTPPort, 80)
+	port(&c.Network.TFTPPort, 69)
+	port(&c.Network.ISCSIPort, 3260)
+	port(&c.Network.AgentPort, 7443)
+	span(&c.Network.DHCP.Lease, 10*time.Minute)
+	span(&c.BMC.Timeout, 5*time.Second)
+	span(&c.BMC.ReadGap, 500*time.Millisecond)
+	span(&c.BMC.Deadline, 20*time.Second)
+	return c
+}
+
+// Validate checks the values against each other; where names the file.
+func (c Config) Validate(where string) error {
+	bad := func(what, fix string) error {
+		return &hotspare.Error{Code: hotspare.CodeInvalid, What: what, Where: where, Fix: fix}
+	}
+	n := c.Network
+	switch {
+	case n.Interface == "":
+		return bad("network.interface is missing", "name the interface of the segment to serve, e.g. eno2")
+	case !n.Address.IsValid() || !n.Address.Addr().Is4():
+		return bad("network.address is missing or not IPv4", "give the appliance's own address with its prefix length, e.g. 10.77.0.1/24")
+	case !filepath.IsAbs(c.State):
+		return bad(fmt.Sprintf("state %q is not an absolute path", c.State), "give an absolute path")
+	}
+	switch n.DHCP.Mode {
+	case "off", "proxy":
+	case "authoritative":
+		net := n.Address.Masked()
+		if !net.Contains(n.DHCP.From) || !net.Contains(n.DHCP.To) || n.DHCP.To.Less(n.DHCP.From) {
+			return bad(fmt.Sprintf("network.dhcp range %s to %s is not within %s", n.DHCP.From, n.DHCP.To, net),
+				"give `from` and `to` inside the network, in ascending order")
+		}
+	default:
+		return bad(fmt.Sprintf("network.dhcp.mode %q is not known", n.DHCP.Mode), "use authoritative, proxy or off")
+	}
+	if c.Modules != "generic" && c.Modules != "lab" {
+		return bad(fmt.Sprintf("modules %q is not known", c.Modules), "use generic or lab")
+	}
+	if strings.ContainsAny(c.Cmdline, "\n\r") {
+		return bad("cmdline holds a line break", "write the kernel arguments in one line")
+	}
+	return nil
+}
+
+// portal is where nodes reach the iSCSI target.
+func (c Config) portal() netip.AddrPort {
+	return netip.AddrPortFrom(c.Network.Address.Addr(), c.Network.ISCSIPort)
+}
+
+// link is where agents reach the appliance.
+func (c Config) link() netip.AddrPort {
+	return netip.AddrPortFrom(c.Network.Address.Addr(), c.Network.AgentPort)
+}
+
+// httpAddr is where boot files are served.
+func (c Config) httpAddr() netip.AddrPort {
+	return netip.AddrPortFrom(c.Network.Address.Addr(), c.Network.HTTPPort)
+}
