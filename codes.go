@@ -52,6 +52,9 @@ const (
 	CodeStoreFormat  Code = "STO-006"   // on-disk format of another version
 	CodeStoreLocked  Code = "STO-007"   // another process has the store open
 	CodeLoginRefused Code = "ISCSI-030" // initiator, secret or target not admitted
+	CodeNoInitiator  Code = "ISCSI-032" // the node's kernel cannot log in, or refused a step of it
+	CodeNoSession    Code = "ISCSI-033" // the target cannot be reached, or the log-in or log-out did not complete
+	CodeNoDevice     Code = "ISCSI-034" // logged in, but the logical unit did not become a block device
 
 	// High availability.
 	CodeFenceUnproven Code = "HA-040" // fence not confirmed: no take-over
