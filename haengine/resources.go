@@ -168,6 +168,7 @@ type Policy struct {
 	MaxFailovers   int            `json:"maxFailovers,omitempty" yaml:"maxFailovers,omitempty"` // F of SAFETY S11, within FailoverWindow
 	FailoverWindow Duration       `json:"failoverWindow,omitempty" yaml:"failoverWindow,omitempty"`
 	MaxAttempts    int            `json:"maxAttempts,omitempty" yaml:"maxAttempts,omitempty"` // nodes or ways tried within one failover before it waits for news
+	RetryAfter     Duration       `json:"retryAfter,omitempty" yaml:"retryAfter,omitempty"`   // a node where the application failed is not tried again before this, and then last
 	PreemptGap     int            `json:"preemptGap,omitempty" yaml:"preemptGap,omitempty"`   // priority distance to a victim; 0: this application never preempts
 	Previous       string         `json:"previous,omitempty" yaml:"previous,omitempty"`       // return (default), keep, quarantine
 }
