@@ -1,0 +1,184 @@
+package dhcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/packet"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+
+	"hotspare"
+)
+
+const (
+	portDHCP = 67   // server side of DHCP
+	portPXE  = 4011 // PXE boot service
+)
+
+// link is the segment's side of the server: its sockets.
+type link struct {
+	ifi    *net.Interface
+	server netip.Addr
+	dhcp   *socket
+	pxe    *socket      // proxy mode only
+	raw    *packet.Conn // sends frames to clients without an address; nil off Ethernet
+	ra     *packet.Conn // IPv6 router solicitations, nil when not wanted
+}
+
+// socket is one UDP port, bound to the interface.
+type socket struct {
+	conn *net.UDPConn
+	ctl  *ipv4.PacketConn
+}
+
+func openLink(o Options) (_ *link, err error) {
+	ifi, err := net.InterfaceByName(o.Interface)
+	if err != nil {
+		return nil, &hotspare.Error{Code: hotspare.CodeNoInterface, What: "the segment's interface does not exist", Where: o.Interface, Fix: "name an interface that `ip link` shows", Err: err}
+	}
+	if err := hasAddress(ifi, o.Server); err != nil {
+		return nil, err
+	}
+	l := &link{ifi: ifi, server: o.Server}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	if l.dhcp, err = openSocket(ifi, portDHCP); err != nil {
+		return nil, err
+	}
+	if o.Mode == Proxy {
+		if l.pxe, err = openSocket(ifi, portPXE); err != nil {
+			return nil, err
+		}
+	}
+	if len(ifi.HardwareAddr) != 6 {
+		return l, nil
+	}
+	// Protocol 0 receives nothing: the socket only sends.
+	if l.raw, err = packet.Listen(ifi, packet.Raw, 0, nil); err != nil {
+		return nil, fmt.Errorf("open a raw socket on %s: %w", ifi.Name, err)
+	}
+	if o.RouterAdvertisement {
+		if l.ra, err = listenSolicitations(ifi); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+func hasAddress(ifi *net.Interface, a netip.Addr) error {
+	addrs, err := ifi.Addrs()
+	if err != nil {
+		return fmt.Errorf("read the addresses of %s: %w", ifi.Name, err)
+	}
+	for _, x := range addrs {
+		if p, err := netip.ParsePrefix(x.String()); err == nil && p.Addr() == a {
+			return nil
+		}
+	}
+	return &hotspare.Error{
+		Code: hotspare.CodeNoInterface, What: "the DHCP server's address is not on the interface", Where: fmt.Sprintf("%s on %s", a, ifi.Name),
+		Why: "answers would come from another address, which clients and relays refuse", Fix: fmt.Sprintf("ip address add %s/.. dev %s, or correct the configuration", a, ifi.Name),
+	}
+}
+
+// openSocket binds a port on one interface. SO_REUSEADDR stays off, so that a
+// server that has the port already is noticed and not starved.
+func openSocket(ifi *net.Interface, port uint16) (*socket, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
+		var opt error
+		err := rc.Control(func(fd uintptr) {
+			opt = errors.Join(
+				unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, ifi.Name),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+			)
+		})
+		return errors.Join(err, opt)
+	}}
+	pc, err := lc.ListenPacket(context.Background(), "udp4", fmt.Sprintf(":%d", port))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		who, herr := PortHolder("udp", port)
+		if herr != nil || who == "" {
+			who = "another process"
+		}
+		return nil, &hotspare.Error{
+			Code: hotspare.CodePortTaken, What: fmt.Sprintf("UDP port %d is taken", port), Where: ifi.Name, Why: "held by " + who,
+			Fix: "stop that service, bind it to other interfaces only, or serve this segment in proxy mode elsewhere", Err: err,
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on UDP port %d of %s: %w", port, ifi.Name, err)
+	}
+	conn := pc.(*net.UDPConn)
+	return &socket{conn: conn, ctl: ipv4.NewPacketConn(conn)}, nil
+}
+
+func (c *socket) read(b []byte) (int, netip.AddrPort, error) {
+	n, from, err := c.conn.ReadFromUDPAddrPort(b)
+	return n, netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), err
+}
+
+// send sends one answer, always from the server's own address: with several
+// addresses on the interface the kernel would choose, and relays and clients
+// compare it with option 54.
+func (l *link) send(c *socket, b []byte, to destination) error {
+	if !to.frame.IsZero() && l.raw != nil {
+		f, err := frame(l.ifi.HardwareAddr, to.frame, netip.AddrPortFrom(l.server, portDHCP), to.addr, b)
+		if err != nil {
+			return err
+		}
+		if _, err := l.raw.WriteTo(f, &packet.Addr{HardwareAddr: to.frame[:]}); err != nil {
+			return fmt.Errorf("send frame: %w", err)
+		}
+		return nil
+	}
+	if !to.frame.IsZero() {
+		to.addr = netip.AddrPortFrom(limitedBroadcast, to.addr.Port())
+	}
+	cm := &ipv4.ControlMessage{Src: l.server.AsSlice()}
+	if _, err := c.ctl.WriteTo(b, cm, net.UDPAddrFromAddrPort(to.addr)); err != nil {
+		return fmt.Errorf("send datagram: %w", err)
+	}
+	return nil
+}
+
+// unblock makes all readers return.
+func (l *link) unblock() {
+	past := time.Unix(1, 0)
+	for _, c := range []*socket{l.dhcp, l.pxe} {
+		if c != nil {
+			_ = c.conn.SetReadDeadline(past)
+		}
+	}
+	if l.ra != nil {
+		_ = l.ra.SetReadDeadline(past)
+	}
+}
+
+func (l *link) close() error {
+	var errs []error
+	note := func(err error) {
+		if err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	for _, c := range []*socket{l.dhcp, l.pxe} {
+		if c != nil {
+			note(c.conn.Close())
+		}
+	}
+	for _, c := range []*packet.Conn{l.raw, l.ra} {
+		if c != nil {
+			note(c.Close())
+		}
+	}
+	return errors.Join(errs...)
+}

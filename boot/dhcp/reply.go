@@ -1,0 +1,117 @@
+package dhcp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"hotspare/boot"
+)
+
+// destination says where an answer goes (RFC 2131 section 4.1).
+type destination struct {
+	addr  netip.AddrPort // of the datagram
+	frame boot.MAC       // if set: the Ethernet frame goes there, for the client cannot answer ARP yet
+}
+
+var (
+	limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	pxeNoDiscovery   = []byte{6, 1, 8, 255} // option 43: PXE_DISCOVERY_CONTROL, use the boot file at hand
+)
+
+// where chooses the destination of an answer of kind with address your.
+func where(m message, kind dhcpv4.MessageType, your netip.Addr) destination {
+	switch {
+	case m.relay.IsValid():
+		return destination{addr: netip.AddrPortFrom(m.relay, 67)}
+	case kind == dhcpv4.MessageTypeNak:
+		return destination{addr: netip.AddrPortFrom(limitedBroadcast, 68)}
+	case m.have.IsValid():
+		return destination{addr: netip.AddrPortFrom(m.have, 68)}
+	case m.IsBroadcast() || !your.IsValid():
+		return destination{addr: netip.AddrPortFrom(limitedBroadcast, 68)}
+	}
+	return destination{addr: netip.AddrPortFrom(your, 68), frame: m.mac}
+}
+
+// reply builds an answer with what every answer has: option 54, the client's
+// identifiers, the relay's option 82.
+func (s *Server) reply(m message, kind dhcpv4.MessageType) (*dhcpv4.DHCPv4, error) {
+	out, err := dhcpv4.NewReplyFromRequest(m.DHCPv4,
+		dhcpv4.WithMessageType(kind),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IP(s.o.Server.AsSlice()))),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("build %s: %w", kind, err)
+	}
+	if guid := m.Options[97]; len(guid) > 0 {
+		out.Options[97] = guid // PXE 2.1: must come back, some firmware checks
+	}
+	if kind == dhcpv4.MessageTypeNak {
+		out.ClientIPAddr = net.IPv4zero
+		if m.relay.IsValid() {
+			out.SetBroadcast() // RFC 2131 section 4.3.2
+		}
+	}
+	return out, nil
+}
+
+// addressOptions adds address and network settings.
+func (s *Server) addressOptions(out *dhcpv4.DHCPv4, addr netip.Addr, lease time.Duration) {
+	mask := net.CIDRMask(s.o.Prefix.Bits(), 32)
+	out.Options[1] = mask
+	if s.o.Gateway.IsValid() {
+		out.Options[3] = s.o.Gateway.AsSlice()
+	}
+	var dns []byte
+	for _, a := range s.o.DNS {
+		if a.Is4() {
+			dns = append(dns, a.AsSlice()...)
+		}
+	}
+	if len(dns) > 0 {
+		out.Options[6] = dns
+	}
+	if b := broadcast(s.o.Prefix); b.IsValid() {
+		out.Options[28] = b.AsSlice()
+	}
+	if !addr.IsValid() { // an INFORM: the client has its address from elsewhere
+		return
+	}
+	out.YourIPAddr = net.IP(addr.AsSlice())
+	out.Options[51] = seconds(lease)
+	out.Options[58] = seconds(lease / 2)
+	out.Options[59] = seconds(lease / 8 * 7)
+}
+
+// bootOptions adds what to boot, in header fields and options both: firmware
+// differs in what it reads, and the library sets neither from the other.
+func bootOptions(out *dhcpv4.DHCPv4, o boot.Offer) {
+	if o.Kind != boot.OfferFile && o.Kind != boot.OfferURL {
+		return
+	}
+	server := o.NextServer.String()
+	out.ServerIPAddr = net.IP(o.NextServer.AsSlice())
+	out.ServerHostName = server
+	out.Options[66] = []byte(server)
+	out.Options[67] = []byte(o.BootFile)
+	if len(o.BootFile) < 128 {
+		out.BootFileName = o.BootFile
+	}
+	if o.VendorClass != "" {
+		out.Options[60] = []byte(o.VendorClass)
+	}
+	if o.VendorClass == "PXEClient" {
+		// Without it, EDK2 takes class PXEClient for BINL, asks port 4011 and
+		// gives up (fog-docs#188).
+		out.Options[43] = pxeNoDiscovery
+	}
+}
+
+func seconds(d time.Duration) []byte {
+	return binary.BigEndian.AppendUint32(nil, uint32(d/time.Second))
+}

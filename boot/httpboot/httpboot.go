@@ -1,0 +1,344 @@
+// Package httpboot serves boot files over HTTP to iPXE and to UEFI firmware.
+//
+// It is one http.Handler without a ServeMux: that one redirects //file, and UEFI
+// HTTP boot does not follow redirects (tinkerbell/smee#229). Paths are those of
+// boot.ParsePath. Each is decided by boot.Site.Plan over what the Director
+// assigned to the token, so DHCP and HTTP never differ; scripts come from the
+// injected writer (boot/ipxe), artefacts from the injected Source. Ranges, HEAD
+// and If-Range follow RFC 9110 section 14 through http.ServeContent.
+//
+// The join archive, which carries the machine's join secret, is served once per
+// token; a second fetch is refused with 410 and reported (SAFETY L1).
+//
+// The package opens no listener and keeps no file.
+package httpboot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"hotspare"
+	"hotspare/boot"
+)
+
+// File is one artefact, open. ETag is a quoted strong validator or "".
+type File struct {
+	io.ReadSeekCloser
+	ModTime time.Time
+	ETag    string
+}
+
+// Source opens the artefacts of a boot: kernel, initrd, join. It is called only
+// for a token that the Director vouched for and that Plan admitted.
+type Source interface {
+	// Open gives the artefact. boot.ErrSpent says that the join archive was
+	// opened before: the source notes that durably, before it returns the file,
+	// so that it holds over a restart.
+	Open(ctx context.Context, token string, artefact boot.Artefact) (File, error)
+}
+
+// Refetch tells of a second fetch of a join archive.
+type Refetch struct {
+	Node   string
+	Epoch  uint64
+	MAC    boot.MAC   // of the asker by its lease, zero if unknown
+	Client netip.Addr // who asked
+}
+
+// Options of a Handler. All but Site, Director, Source, Script and Loader may be
+// left out.
+type Options struct {
+	Site     boot.Site
+	Director boot.Director
+	Source   Source
+	Script   func(boot.Script) ([]byte, error)            // ipxe.Write
+	Loader   func(name string) (io.ReadSeekCloser, error) // called with names of Site.Loaders only
+	MACOf    func(netip.Addr) (boot.MAC, bool)            // by lease, for traces only
+	Refetch  func(context.Context, Refetch)               // JoinFetchedTwice: quarantine and alarm; must not block
+	Recorder *boot.Recorder                               // nil: no traces
+	Log      *slog.Logger                                 // nil: discard
+	Now      func() time.Time                             // nil: time.Now
+}
+
+func (o Options) withDefaults() Options {
+	if o.MACOf == nil {
+		o.MACOf = func(netip.Addr) (boot.MAC, bool) { return boot.MAC{}, false }
+	}
+	if o.Refetch == nil {
+		o.Refetch = func(context.Context, Refetch) {}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return o
+}
+
+func (o Options) validate() error {
+	missing := func(field string) error {
+		return &hotspare.Error{Code: hotspare.CodeInvalid, What: "the boot file server is not configured", Where: "httpboot.Options." + field, Why: "it is missing"}
+	}
+	switch {
+	case !o.Site.Server.Is4():
+		return missing("Site.Server")
+	case o.Director == nil:
+		return missing("Director")
+	case o.Source == nil:
+		return missing("Source")
+	case o.Script == nil:
+		return missing("Script")
+	case o.Loader == nil:
+		return missing("Loader")
+	}
+	return nil
+}
+
+// Handler serves the boot paths.
+type Handler struct {
+	o    Options
+	join taken
+}
+
+// New checks the options.
+func New(o Options) (*Handler, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	return &Handler{o: o.withDefaults()}, nil
+}
+
+// ServeHTTP answers one request.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		plain(w, http.StatusMethodNotAllowed, "only GET and HEAD are served here")
+		return
+	}
+	path, ok := boot.ParsePath(r.URL.Path)
+	if !ok {
+		plain(w, http.StatusNotFound, "this is not a boot path")
+		return
+	}
+	c := h.newCall(w, r, path)
+	a, err := h.o.Director.Assign(r.Context(), c.req)
+	if err != nil {
+		c.undecided(err)
+		return
+	}
+	c.a = a
+	offer, reason := h.o.Site.Plan(c.req, a)
+	switch offer.Kind {
+	case boot.OfferScript:
+		c.script(offer.Script, reason)
+	case boot.OfferContent:
+		c.content(offer, reason)
+	default:
+		c.deny(reason)
+	}
+}
+
+// call is one request on its way.
+type call struct {
+	h   *Handler
+	w   http.ResponseWriter
+	r   *http.Request
+	req boot.Request
+	a   boot.Assignment
+}
+
+func (h *Handler) newCall(w http.ResponseWriter, r *http.Request, path boot.Path) *call {
+	req := boot.Request{Protocol: boot.HTTP, Stage: boot.StageFirmware, Path: path, MAC: path.MAC, Arch: path.Arch}
+	if strings.HasPrefix(r.UserAgent(), "iPXE/") {
+		req.Stage = boot.StageIPXE
+	}
+	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		req.Client = ap.Addr().Unmap()
+	}
+	if m, ok := h.o.MACOf(req.Client); ok && path.Artefact != boot.ArtefactUnassigned {
+		req.MAC = m
+	}
+	return &call{h: h, w: w, r: r, req: req}
+}
+
+func (c *call) record(answer string, reason boot.Reason) {
+	c.h.o.Recorder.Record(boot.Entry{
+		At: c.h.o.Now(), MAC: c.req.MAC, Protocol: boot.HTTP, Node: c.a.Node,
+		Request: c.r.Method + " " + c.req.Path.Redacted(), Answer: answer, Reason: reason,
+	})
+}
+
+// undecided answers when the Director failed. A machine that runs a script
+// waits; everything else gets 503.
+func (c *call) undecided(err error) {
+	reason := boot.Undecided()
+	c.h.o.Log.Error("boot decision failed", "path", c.req.Path.Redacted(), "client", c.req.Client, "err", err)
+	if hotspare.CodeOf(err) == hotspare.CodeBootToken {
+		// An unknown token is refused as Plan refuses it.
+		offer, reason := c.h.o.Site.Plan(c.req, boot.Assignment{})
+		if offer.Kind == boot.OfferScript {
+			c.script(offer.Script, reason)
+			return
+		}
+		c.deny(reason)
+		return
+	}
+	switch c.req.Path.Artefact {
+	case boot.ArtefactScript, boot.ArtefactUnassigned:
+		if c.req.Stage == boot.StageIPXE {
+			c.script(boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.String()}, Again: c.h.o.Site.Again}, reason)
+			return
+		}
+	}
+	c.record("503", reason)
+	plain(c.w, http.StatusServiceUnavailable, reason.String())
+}
+
+func (c *call) deny(reason boot.Reason) {
+	status := http.StatusForbidden
+	if reason.Rule == boot.RuleNoSuchFile {
+		status = http.StatusNotFound
+	}
+	c.record(strconv.Itoa(status), reason)
+	text := reason.String()
+	if reason.Fix != "" {
+		text += "; what to do: " + reason.Fix
+	}
+	plain(c.w, status, text)
+}
+
+func (c *call) script(s boot.Script, reason boot.Reason) {
+	text, err := c.h.o.Script(s)
+	if err != nil {
+		// A start that cannot be written (an argument that iPXE would take
+		// apart) becomes a wait that says so on the machine's screen.
+		c.h.o.Log.Error("boot script refused", "node", c.a.Node, "err", err)
+		reason = boot.Reason{Rule: boot.RuleUndecided, Code: hotspare.CodeOf(err), Text: "the boot script cannot be written: " + err.Error()}
+		text, err = c.h.o.Script(boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.Text}, Again: c.h.o.Site.Again})
+		if err != nil {
+			c.record("500", reason)
+			plain(c.w, http.StatusInternalServerError, reason.Text)
+			return
+		}
+		s.Kind = boot.ScriptWait
+	}
+	c.record("script: "+string(s.Kind), reason)
+	head := c.w.Header()
+	head.Set("Content-Type", "text/plain; charset=us-ascii")
+	head.Set("Cache-Control", "no-store")
+	http.ServeContent(c.w, c.r, "", time.Time{}, bytes.NewReader(text))
+}
+
+func (c *call) content(offer boot.Offer, reason boot.Reason) {
+	switch offer.Artefact {
+	case boot.ArtefactLoader:
+		f, err := c.h.o.Loader(offer.BootFile)
+		if err != nil {
+			c.failed(err)
+			return
+		}
+		if strings.HasSuffix(offer.BootFile, ".efi") {
+			c.w.Header().Set("Content-Type", "application/efi")
+		}
+		c.send(File{ReadSeekCloser: f}, reason)
+	case boot.ArtefactJoin:
+		c.sendJoin(reason)
+	default:
+		f, err := c.h.o.Source.Open(c.r.Context(), c.req.Path.Token, offer.Artefact)
+		if err != nil {
+			c.failed(err)
+			return
+		}
+		c.send(f, reason)
+	}
+}
+
+// sendJoin serves the join archive once. The set in memory holds also when the
+// source forgets; the source holds over a restart.
+func (c *call) sendJoin(reason boot.Reason) {
+	if c.r.Method != http.MethodGet {
+		c.w.Header().Set("Allow", "GET")
+		plain(c.w, http.StatusMethodNotAllowed, "the join archive is fetched with GET, once")
+		return
+	}
+	key := boot.TokenDigest(c.req.Path.Token)
+	if !c.h.join.take(key) {
+		c.spent()
+		return
+	}
+	f, err := c.h.o.Source.Open(c.r.Context(), c.req.Path.Token, boot.ArtefactJoin)
+	switch {
+	case errors.Is(err, boot.ErrSpent):
+		c.spent()
+		return
+	case err != nil:
+		c.h.join.giveBack(key) // nothing left the house
+		c.failed(err)
+		return
+	}
+	// One whole answer: half a secret in a range would need a second fetch.
+	c.r.Header.Del("Range")
+	c.w.Header().Set("Cache-Control", "no-store")
+	f.ETag, f.ModTime = "", time.Time{}
+	c.send(f, reason)
+}
+
+func (c *call) spent() {
+	reason := boot.Reason{
+		Rule: boot.RuleSpent, Code: hotspare.CodeTokenReused,
+		Text: "the join archive of this boot was fetched before; the boot attempt is void",
+		Fix:  "find out who fetched it, then boot the node again",
+	}
+	c.h.o.Log.Warn("join archive fetched twice", "node", c.a.Node, "epoch", c.a.Epoch, "client", c.req.Client)
+	c.h.o.Refetch(c.r.Context(), Refetch{Node: c.a.Node, Epoch: c.a.Epoch, MAC: c.req.MAC, Client: c.req.Client})
+	c.record("410", reason)
+	plain(c.w, http.StatusGone, reason.String())
+}
+
+func (c *call) failed(err error) {
+	c.h.o.Log.Error("boot artefact not available", "path", c.req.Path.Redacted(), "node", c.a.Node, "err", err)
+	reason := boot.Reason{Rule: boot.RuleTransferFail, Code: hotspare.CodeOf(err), Text: fmt.Sprintf("%s cannot be opened", c.req.Path.Artefact), Fix: "look into the appliance's log"}
+	c.record("500", reason)
+	plain(c.w, http.StatusInternalServerError, reason.String())
+}
+
+// send serves a file and records how much of it went out, and how fast.
+func (c *call) send(f File, reason boot.Reason) {
+	defer f.Close()
+	head := c.w.Header()
+	if head.Get("Content-Type") == "" {
+		head.Set("Content-Type", "application/octet-stream")
+	}
+	if f.ETag != "" {
+		head.Set("ETag", f.ETag)
+	}
+	start := c.h.o.Now()
+	cw := &counter{ResponseWriter: c.w}
+	http.ServeContent(cw, c.r, "", f.ModTime, f)
+	took := c.h.o.Now().Sub(start).Round(time.Millisecond)
+	answer := fmt.Sprintf("%d, %d bytes in %s", cw.code(), cw.n, took)
+	if cw.err != nil {
+		reason = boot.Reason{Rule: boot.RuleTransferFail, Text: fmt.Sprintf("%s stopped: the machine went away", c.req.Path.Artefact)}
+	}
+	c.record(answer, reason)
+}
+
+func plain(w http.ResponseWriter, status int, text string) {
+	head := w.Header()
+	head.Set("Content-Type", "text/plain; charset=utf-8")
+	head.Set("Cache-Control", "no-store")
+	head.Set("Content-Length", strconv.Itoa(len(text)+1))
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, text+"\n")
+}
