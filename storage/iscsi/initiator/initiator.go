@@ -1,0 +1,112 @@
+package initiator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"hotspare"
+)
+
+// Initiator drives the kernel's iSCSI initiator. One per process is enough.
+type Initiator struct {
+	opts    Options
+	control *control
+	ctx     context.Context // of all sessions' recovery
+	cancel  context.CancelFunc
+
+	mu      sync.Mutex
+	closed  bool
+	running sync.WaitGroup // sessions
+}
+
+// New opens the kernel's control channel. It fails with CodeNoInitiator when
+// the module iscsi_tcp is not loaded or rights are missing.
+func New(o Options) (*Initiator, error) {
+	o = o.withDefaults()
+	c, err := openControl(o.Log)
+	if err != nil {
+		return nil, err
+	}
+	return newInitiator(o, c), nil
+}
+
+func newInitiator(o Options, c *control) *Initiator {
+	i := &Initiator{opts: o, control: c}
+	i.ctx, i.cancel = context.WithCancel(context.Background())
+	return i
+}
+
+// Close ends the management of all sessions and leaves them running in the
+// kernel, as the death of the process would: nobody recovers them any more. Log
+// out first for an orderly end.
+func (i *Initiator) Close() {
+	i.mu.Lock()
+	i.closed = true
+	i.mu.Unlock()
+	i.cancel()
+	i.running.Wait()
+	i.control.close()
+}
+
+// Login logs in, waits for the block device and keeps the session alive until
+// Logout or Close. ctx bounds the log-in only. Errors: CodeInvalid (a wrong
+// Target), CodeLoginRefused (by the target, or of a target that does not prove
+// itself), CodeNoSession (not reached), CodeNoDevice, CodeNoInitiator.
+func (i *Initiator) Login(ctx context.Context, t Target) (*Session, error) {
+	t = t.withDefaults()
+	if err := t.validate(); err != nil {
+		return nil, err
+	}
+	s := &Session{
+		initiator: i, target: t, box: newMailbox(), teller: newTeller(),
+		ends: make(chan ending), ended: make(chan struct{}),
+		log: i.opts.Log.With("target", t.IQN, "portal", t.Portal.String()),
+	}
+	var err error
+	if s.kernel, err = i.control.createSession(s.box); err != nil {
+		return nil, kernelRefused(&t, err)
+	}
+	if err := s.connect(ctx); err != nil {
+		if e := s.destroy(); e != nil {
+			err = errors.Join(err, e)
+		}
+		return nil, loginError(&t, err)
+	}
+	s.teller.up()
+	if !i.manage(s) {
+		return nil, errors.Join(errClosed, s.destroy())
+	}
+	if err := s.attach(ctx); err != nil {
+		if e := s.Close(); e != nil {
+			err = errors.Join(err, e)
+		}
+		return nil, err
+	}
+	s.log.Info("iscsi: logged in", "device", s.device.path, "wwid", s.device.wwid)
+	return s, nil
+}
+
+// manage starts the goroutine that owns s, unless the initiator is closed.
+func (i *Initiator) manage(s *Session) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.closed {
+		return false
+	}
+	ctx, cancel := context.WithCancel(i.ctx)
+	i.running.Go(func() {
+		defer cancel()
+		s.run(ctx, cancel)
+	})
+	return true
+}
+
+// kernelRefused is the error of a step that the kernel did not take.
+func kernelRefused(t *Target, err error) error {
+	return &hotspare.Error{
+		Code: hotspare.CodeNoInitiator, What: "the kernel's iSCSI initiator refused a step",
+		Where: fmt.Sprintf("session to %s", t.IQN), Fix: "see the kernel's messages (dmesg)", Err: err,
+	}
+}
