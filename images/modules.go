@@ -22,8 +22,10 @@ const (
 )
 
 // moduleTree writes lib/modules/<version> as a reproducible tar: regular files
-// only, sorted, names relative to the tree, no times and no owners. Links
-// (build, source) lead out of the tree and are left out.
+// only, sorted, names relative to the tree, no times and no owners. The files of
+// a directory come before its directories, so that a reader finds modules.dep
+// and its kin first. Links (build, source) lead out of the tree and are left
+// out.
 type moduleTree struct {
 	ctx   context.Context
 	w     *tar.Writer
@@ -117,6 +119,11 @@ func (t *moduleTree) addExt4(f *ext4FS, n *inode, prefix string, depth int) erro
 	if err != nil {
 		return err
 	}
+	type directory struct {
+		name string
+		n    *inode
+	}
+	var below []directory
 	for _, e := range entries {
 		child, err := f.inode(e.inode)
 		if err != nil {
@@ -128,7 +135,7 @@ func (t *moduleTree) addExt4(f *ext4FS, n *inode, prefix string, depth int) erro
 			if t.files++; t.files > maxModuleFiles {
 				return fmt.Errorf("%s: the tree is larger than allowed", name)
 			}
-			err = t.addExt4(f, child, name, depth+1)
+			below = append(below, directory{name, child})
 		case child.is(modeRegular):
 			err = t.add(name, child.size, func() (io.Reader, error) {
 				file, err := f.open(child)
@@ -139,6 +146,11 @@ func (t *moduleTree) addExt4(f *ext4FS, n *inode, prefix string, depth int) erro
 			})
 		}
 		if err != nil {
+			return err
+		}
+	}
+	for _, d := range below {
+		if err := t.addExt4(f, d.n, d.name, depth+1); err != nil {
 			return err
 		}
 	}
@@ -153,19 +165,45 @@ func (t *moduleTree) addDir(dir string) error {
 		return err
 	}
 	defer root.Close()
-	return fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
+	return t.addRoot(root, ".", 0)
+}
+
+func (t *moduleTree) addRoot(root *os.Root, dir string, depth int) error {
+	if depth > maxModuleDepth {
+		return fmt.Errorf("%s: more than %d directories deep", dir, maxModuleDepth)
+	}
+	entries, err := fs.ReadDir(root.FS(), dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		if err := t.addRootFile(root, path.Join(dir, e.Name())); err != nil {
 			return err
 		}
-		f, err := root.Open(name)
-		if err != nil {
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		if err := t.addRoot(root, path.Join(dir, e.Name()), depth+1); err != nil {
 			return err
 		}
-		defer f.Close()
-		info, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		return t.add(name, info.Size(), func() (io.Reader, error) { return f, nil })
-	})
+	}
+	return nil
+}
+
+func (t *moduleTree) addRootFile(root *os.Root, name string) error {
+	f, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return t.add(name, info.Size(), func() (io.Reader, error) { return f, nil })
 }
