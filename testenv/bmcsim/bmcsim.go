@@ -250,5 +250,13 @@ func (b *BMC) SetFault(f Fault) {
 // Fault gives the fault that is set.
 func (b *BMC) Fault() Fault { return b.chassis.getFault() }
 
+// ForgetSessions ends all Redfish sessions, as a restart of a BMC does. (IPMI
+// clients open a session for each command.)
+func (b *BMC) ForgetSessions() {
+	if b.redfish != nil {
+		b.redfish.forgetSessions()
+	}
+}
+
 // Stats give what the BMC has seen.
 func (b *BMC) Stats() Stats { return b.chassis.stats() }

@@ -36,6 +36,7 @@ type controller struct {
 	mu       sync.Mutex
 	fault    Fault
 	queue    []action
+	busy     actionKind // what the worker is at; 0 nothing
 	wake     chan struct{}
 	lyingOff bool // an off was answered and not done
 	boot     types.BootOptionParam_BootFlags
@@ -98,6 +99,30 @@ func (c *controller) powered() bool {
 		return c.stateAtLocked(now.Add(-c.fault.StaleState), on)
 	}
 	return on
+}
+
+// redfishPower is the state in Redfish's words, which know states in between.
+func (c *controller) redfishPower() string {
+	c.mu.Lock()
+	busy := c.busy
+	if busy == 0 && len(c.queue) > 0 {
+		busy = c.queue[0].kind
+	}
+	lying := c.lyingOff
+	c.mu.Unlock()
+	on := c.powered()
+	switch {
+	case lying:
+		return "Off"
+	case busy == actOff && on, busy == actCycle && on:
+		return "PoweringOff"
+	case busy == actOn && !on, busy == actCycle && !on:
+		return "PoweringOn"
+	case on:
+		return "On"
+	default:
+		return "Off"
+	}
 }
 
 func (c *controller) sampleLocked(now time.Time) {
@@ -182,6 +207,9 @@ func (c *controller) work(ctx context.Context) {
 			return
 		}
 		c.do(ctx, a.kind)
+		c.mu.Lock()
+		c.busy = 0
+		c.mu.Unlock()
 	}
 }
 
@@ -192,7 +220,7 @@ func (c *controller) next() (action, bool) {
 		return action{}, false
 	}
 	a := c.queue[0]
-	c.queue = c.queue[1:]
+	c.queue, c.busy = c.queue[1:], a.kind
 	return a, true
 }
 

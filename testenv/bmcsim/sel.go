@@ -61,12 +61,19 @@ func registerOwn(r *handlers.Registry, l *eventLog) {
 	r.RegisterFunc(types.CommandClearSEL, l.clear)
 	r.RegisterFunc(types.CommandGetSELTime, l.time)
 	r.RegisterFunc(types.CommandColdReset, coldReset)
+	r.RegisterFunc(types.CommandGetSystemGUID, systemGUID)
 }
 
 // coldReset answers the command that restarts the BMC itself, which go-ipmi
 // would hand to the machine.
 func coldReset(context.Context, *request, []byte) ([]byte, types.CompletionCode, error) {
 	return nil, types.CodeOK, nil
+}
+
+// systemGUID is Get System GUID (IPMI v2.0 section 22.14), which go-ipmi's
+// server does not have; ipmitool's `mc guid` and freeipmi's bmc-info ask for it.
+func systemGUID(_ context.Context, h *request, _ []byte) ([]byte, types.CompletionCode, error) {
+	return append([]byte(nil), h.BMC.GUID[:]...), types.CodeOK, nil
 }
 
 type request = handlers.HandlerContext
