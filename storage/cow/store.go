@@ -1,0 +1,248 @@
+package cow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"hotspare"
+)
+
+// Options of Open.
+type Options struct {
+	// FileSystem is the file layer; default: the directory of the operating
+	// system.
+	FileSystem FileSystem
+	// BootID names this boot of the machine; default: the kernel's. A store that
+	// was open under another boot id met a power loss: what its log holds beyond
+	// the last barrier is not trusted.
+	BootID string
+	// LogLimit is the size of the log in bytes at which the maps are written out;
+	// default 16 MiB.
+	LogLimit int64
+	// Log gets what an operator should know; nil discards.
+	Log *slog.Logger
+	// Now is the clock; default time.Now.
+	Now func() time.Time
+}
+
+func (o Options) withDefaults(dir string) Options {
+	if o.FileSystem == nil {
+		o.FileSystem = OSFileSystem(dir)
+	}
+	if o.BootID == "" {
+		o.BootID = bootID()
+	}
+	if o.LogLimit == 0 {
+		o.LogLimit = 16 << 20
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return o
+}
+
+func (o Options) validate() error {
+	if o.LogLimit < 4096 {
+		return fmt.Errorf("cow: Options.LogLimit is %d, at least 4096", o.LogLimit)
+	}
+	return nil
+}
+
+// Store is an open store. Its methods are safe for concurrent use.
+//
+// Locks, in the order in which they are taken: flushMu (one flush or checkpoint
+// at a time), io (held shared by every command on data, alone by what needs all
+// of them to have ended), a volume's stripe (one cluster), mu (maps, catalog,
+// allocation, order of the log).
+type Store struct {
+	opts  Options
+	fs    FileSystem
+	dir   string
+	lock  io.Closer
+	data  File
+	sums  File
+	dirty regions
+
+	flushMu sync.Mutex
+	io      sync.RWMutex
+
+	mu      sync.RWMutex
+	log     *wal
+	mapFile File
+	super   super
+	volumes map[string]*volume
+	byID    map[uint64]*volume
+	alloc   allocator
+	closed  bool
+
+	flushes groupFlush
+	failed  atomic.Pointer[error] // a failed sync: the store is stopped
+
+	checkpointWanted chan struct{}
+	spaceWanted      atomic.Bool   // the disk was full: look for slots to free
+	done             chan struct{} // closed by Close: ends the checkpointer
+	background       sync.WaitGroup
+}
+
+var errVersion = errors.New("cow: format of another version")
+
+// Open opens the store in dir, creating an empty one there if there is none. It
+// repairs what a killed process or a power loss left, so its time grows with
+// the size of the maps and of the log.
+func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
+	if opts.FileSystem == nil {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("cow: open: %w", err)
+		}
+	}
+	opts = opts.withDefaults(dir)
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	lock, err := opts.FileSystem.Lock()
+	if errors.Is(err, ErrLocked) {
+		return nil, &hotspare.Error{Code: hotspare.CodeStoreLocked, What: "the volume store is in use", Where: dir,
+			Why: "another process has it open", Fix: "stop the other hotspare process", Err: err}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cow: lock %s: %w", dir, err)
+	}
+	s := &Store{
+		opts: opts, fs: opts.FileSystem, dir: dir, lock: lock,
+		volumes: map[string]*volume{}, byID: map[uint64]*volume{},
+		checkpointWanted: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	if err := s.recover(ctx); err != nil {
+		return nil, errors.Join(s.explainOpen(err), s.closeFiles())
+	}
+	s.background.Go(s.checkpointer)
+	return s, nil
+}
+
+// explainOpen turns a failure of recovery into what an operator can act on.
+func (s *Store) explainOpen(err error) error {
+	switch {
+	case errors.Is(err, errVersion):
+		return &hotspare.Error{Code: hotspare.CodeStoreFormat, What: "the volume store has another format", Where: s.dir,
+			Fix: "start the release that wrote it", Err: err}
+	case errors.Is(err, errCodec):
+		return &hotspare.Error{Code: hotspare.CodeCorrupt, What: "the volume store's metadata is damaged", Where: s.dir,
+			Why: "a checksum differs", Fix: "check the disk; restore the store from a backup", Err: err}
+	case isFull(err):
+		return diskFull(s.dir, err)
+	}
+	return fmt.Errorf("cow: open %s: %w", s.dir, err)
+}
+
+// checkpointer writes the maps out when the log has grown.
+func (s *Store) checkpointer() {
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-s.checkpointWanted:
+			if err := s.checkpoint(); err != nil {
+				s.opts.Log.Error("volume store: maps were not written out", "dir", s.dir, "err", err)
+			}
+		}
+	}
+}
+
+// Close writes the maps out, so that the next Open is quick, and closes the
+// store. Devices that are still open fail afterwards.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	close(s.done)
+	s.background.Wait()
+	var err error
+	if s.failure() == nil {
+		err = s.checkpoint()
+	}
+	s.fail(errClosed)
+	s.flushMu.Lock()
+	defer s.flushMu.Unlock()
+	s.io.Lock() // the last command ends
+	defer s.io.Unlock()
+	return errors.Join(err, s.closeFiles())
+}
+
+var errClosed = errors.New("cow: the store is closed")
+
+func (s *Store) closeFiles() error {
+	var errs []error
+	for _, f := range []File{s.data, s.sums, s.mapFile} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	if s.log != nil {
+		errs = append(errs, s.log.f.Close())
+	}
+	return errors.Join(append(errs, s.lock.Close())...)
+}
+
+// fail stops the store for good; the first cause stays.
+func (s *Store) fail(cause error) {
+	if s.failed.CompareAndSwap(nil, &cause) && !errors.Is(cause, errClosed) {
+		s.opts.Log.Error("volume store stopped", "dir", s.dir, "err", cause)
+	}
+}
+
+// failure gives the reason why the store is stopped, nil if it is not.
+func (s *Store) failure() error {
+	p := s.failed.Load()
+	if p == nil {
+		return nil
+	}
+	if errors.Is(*p, errClosed) {
+		return errClosed
+	}
+	return &hotspare.Error{Code: hotspare.CodeVolumeFailed, What: "the volumes are stopped", Where: s.dir,
+		Why: "writing to the disk failed, and what it lost is unknown",
+		Fix: "check the disk and its log, then restart hotspare: it recovers all that was flushed", Err: *p}
+}
+
+func diskFull(where string, err error) error {
+	return &hotspare.Error{Code: hotspare.CodeDiskFull, What: "no space is left for volumes", Where: where,
+		Fix: "add space or delete volumes; nothing acknowledged is lost", Err: err}
+}
+
+// logged appends a record; s.mu is held. When the log has grown, it asks for a
+// checkpoint.
+func (s *Store) logged(kind byte, body []byte) (uint64, error) {
+	lsn, broken, err := s.log.append(kind, body)
+	if err != nil {
+		if broken || !isFull(err) {
+			s.fail(err)
+			return 0, s.failure()
+		}
+		return 0, diskFull(s.dir, err)
+	}
+	if s.log.size > s.opts.LogLimit {
+		s.wantCheckpoint()
+	}
+	return lsn, nil
+}
+
+func (s *Store) wantCheckpoint() {
+	select {
+	case s.checkpointWanted <- struct{}{}:
+	default:
+	}
+}

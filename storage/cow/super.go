@@ -1,0 +1,126 @@
+package cow
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+)
+
+// The file "super" is the store as of its last checkpoint: one line with magic,
+// version and CRC32C, then JSON. It is replaced by rename, so it is always
+// whole. All later changes are in the log that it names.
+const (
+	superName    = "super"
+	superMagic   = "hotspare-cow"
+	superVersion = 1
+	dataName     = "data" // slots of 64 KiB
+	sumsName     = "sums" // CRC32C of each block of each slot: 64 bytes a slot
+)
+
+type super struct {
+	ID         string        `json:"id"`
+	Created    time.Time     `json:"created"`
+	Clean      bool          `json:"clean"` // no use yet after this checkpoint; informative
+	Generation uint32        `json:"generation"`
+	NextVolume uint64        `json:"next_volume"`
+	LSN        uint64        `json:"lsn"`      // last one that the maps hold
+	Log        uint64        `json:"log"`      // number of the log with what follows
+	Map        uint64        `json:"map"`      // number of the map file
+	MapSize    int64         `json:"map_size"` // of it that is in use
+	MapLive    int64         `json:"map_live"` // of that, bytes of nodes that are reachable
+	Volumes    []superVolume `json:"volumes"`
+}
+
+// superVolume is a volume's catalog entry. Root is the offset of the root node
+// in the map file.
+type superVolume struct {
+	ID       uint64    `json:"id"`
+	Name     string    `json:"name"`
+	UID      string    `json:"uid"`
+	Size     int64     `json:"size"`
+	Owned    uint32    `json:"owned"` // generation of its last clone or snapshot
+	Parent   string    `json:"parent,omitempty"`
+	Snapshot bool      `json:"snapshot,omitempty"`
+	ReadOnly bool      `json:"read_only,omitempty"`
+	Created  time.Time `json:"created"`
+	Root     int64     `json:"root,omitempty"`
+}
+
+func mapName(num uint64) string { return fmt.Sprintf("map-%08d", num) }
+
+func encodeSuper(s super) ([]byte, error) {
+	body, err := json.MarshalIndent(s, "", " ")
+	if err != nil {
+		return nil, err
+	}
+	return append(fmt.Appendf(nil, "%s %d %08x\n", superMagic, superVersion, checksum(body)), body...), nil
+}
+
+func decodeSuper(b []byte) (super, error) {
+	var s super
+	line, body, ok := bytes.Cut(b, []byte("\n"))
+	var version int
+	var sum uint32
+	if _, err := fmt.Sscanf(string(line), superMagic+" %d %x", &version, &sum); !ok || err != nil {
+		return s, fmt.Errorf("%w: head of %s", errCodec, superName)
+	}
+	if version != superVersion {
+		return s, fmt.Errorf("%w: %s has version %d, this program knows %d", errVersion, superName, version, superVersion)
+	}
+	if checksum(body) != sum {
+		return s, fmt.Errorf("%w: checksum of %s", errCodec, superName)
+	}
+	if err := json.Unmarshal(body, &s); err != nil {
+		return s, fmt.Errorf("%w: %s: %w", errCodec, superName, err)
+	}
+	return s, nil
+}
+
+// writeSuper replaces the file durably.
+func writeSuper(fsys FileSystem, s super) error {
+	b, err := encodeSuper(s)
+	if err != nil {
+		return err
+	}
+	const tmp = superName + ".new"
+	f, err := fsys.Open(tmp, true)
+	if err != nil {
+		return err
+	}
+	if err := f.Truncate(0); err != nil {
+		return closing(f, err)
+	}
+	if _, err := f.WriteAt(b, 0); err != nil {
+		return closing(f, err)
+	}
+	if err := f.Sync(); err != nil {
+		return closing(f, err)
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := fsys.Rename(tmp, superName); err != nil {
+		return err
+	}
+	return fsys.SyncDir()
+}
+
+// readAll reads a whole file.
+func readAll(fsys FileSystem, name string) ([]byte, error) {
+	f, err := fsys.Open(name, false)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	n, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, n)
+	if got, err := f.ReadAt(b, 0); err != nil && !(err == io.EOF && int64(got) == n) {
+		return nil, err
+	}
+	return b, nil
+}
