@@ -23,11 +23,11 @@ func wants(req Request) []want {
 	// an initramfs without modprobe cannot answer.
 	add(false, true, "crc32c_generic", "crc32c_intel", "crc32c_arm64")
 	add(true, true, "sd_mod", "iscsi_tcp", req.RootFS)
-	add(false, false, "e1000", "e1000e", "i6300esb", "virtio_blk", "virtio_scsi", "xfs")
+	add(false, false, "e1000", "e1000e", "i6300esb", "virtio_blk", "virtio_scsi")
 	if req.Set == Generic {
 		add(false, false, genericNICs()...)
 		add(false, false, "iTCO_wdt", "softdog", "wdat_wdt", "sp5100_tco", "ipmi_si", "ipmi_devintf", "ipmi_watchdog")
-		add(false, false, "btrfs", "overlay", "squashfs", "loop", "dm_mod", "iscsi_ibft")
+		add(false, false, "xfs", "btrfs", "overlay", "squashfs", "loop", "dm_mod", "iscsi_ibft")
 	}
 	add(true, true, req.Modules...)
 	return all
