@@ -21,7 +21,7 @@ func TestKernel(t *testing.T) {
 	}
 	g := newTGT(t)
 	one := g.add(tgtTarget{iqn: "iqn.2026-11.io.hotspare:test:one", user: "node", secret: "secret of the node"}, 64<<20)
-	two := g.add(tgtTarget{iqn: "iqn.2026-11.io.hotspare:test:two", user: "other", secret: "secret of two"}, 64<<20)
+	two := g.add(tgtTarget{iqn: "iqn.2026-11.io.hotspare:test:two", user: "other", secret: "secret of two", digests: true}, 64<<20)
 	g.start()
 	begin := time.Now()
 	v := bootVM(t)
@@ -41,8 +41,8 @@ func TestKernel(t *testing.T) {
 			t.Fatalf("%v: got %s %q, want a refusal with %q", o, l.Code, l.Error, status)
 		}
 	}
-	refused(login("one", one, "a wrong secret"), "0x201")
-	refused(login("one", tgtTarget{iqn: one.iqn + "x", user: "node"}, one.secret), "0x203")
+	refused(login("one", one, "a wrong secret"), "0x0201")
+	refused(login("one", tgtTarget{iqn: one.iqn + "x", user: "node"}, one.secret), "0x0203")
 
 	l := v.do(login("one", one, one.secret), 30*time.Second)
 	t.Logf("log-in to block device: %d ms, %v", l.Millis, l.Values)

@@ -29,6 +29,7 @@ type tgtTarget struct {
 	iqn, disk      string
 	user, secret   string
 	tuser, tsecret string // mutual CHAP
+	digests        bool   // prefer CRC32C
 }
 
 // newTGT reserves a port of the loopback and a control socket.
@@ -80,6 +81,11 @@ func (g *tgt) start() {
 		tid := fmt.Sprint(n + 1)
 		g.adm(0, "--op", "new", "--mode", "target", "--tid", tid, "-T", x.iqn)
 		g.adm(0, "--op", "new", "--mode", "logicalunit", "--tid", tid, "--lun", "1", "-b", x.disk)
+		for _, key := range []string{"HeaderDigest", "DataDigest"} {
+			if x.digests {
+				g.adm(0, "--op", "update", "--mode", "target", "--tid", tid, "--name", key, "--value", "CRC32C")
+			}
+		}
 		g.account(tid, x.user, x.secret)
 		g.account(tid, x.tuser, x.tsecret, "--outgoing")
 		g.adm(0, "--op", "bind", "--mode", "target", "--tid", tid, "-I", "ALL")
