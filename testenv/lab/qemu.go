@@ -1,0 +1,314 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"hotspare"
+)
+
+// machine is one node: QEMU runs, or the power is off. It is what the node's
+// BMC controls (bmcsim.Machine).
+type machine struct {
+	node  NodeSpec
+	dir   string // of the node
+	accel string
+	qemu  string
+	rom   string
+	log   *slog.Logger
+
+	mu       sync.Mutex // one power command at a time
+	state    sync.Mutex // guards the fields below; never held for long
+	cmd      *exec.Cmd  // nil: off
+	gone     chan struct{}
+	since    time.Time // of the last power change
+	boots    int
+	bootDev  string // what the BMC asked for, for the next start
+	bootOnce bool
+	post     time.Duration
+	linkDown bool // kept over power cycles: the cable is out
+	lastEnd  string
+}
+
+func newMachine(s spec, node NodeSpec, dir string, log *slog.Logger) *machine {
+	return &machine{
+		node: node, dir: filepath.Join(dir, node.Name), accel: s.Accel, qemu: s.QEMU, rom: s.ROM,
+		post: node.POSTDelay, log: log.With("node", node.Name), since: time.Now(),
+	}
+}
+
+// marker stands in the command line of every QEMU of a lab: leftovers are known
+// by it. The directory makes it unique on the host.
+func (m *machine) marker() string { return "guest=hotspare-lab-" + m.node.Name + ",debug-threads=off" }
+
+func (m *machine) socket() string  { return filepath.Join(m.dir, "qmp.sock") }
+func (m *machine) pidFile() string { return filepath.Join(m.dir, "qemu.pid") }
+
+// emulatedCPU is x86-64-v2 and no more. QEMU 7.2 emulates the rest of "max"
+// wrongly or slowly: with XSAVES systemd fails to set up namespaces and to write
+// the machine id, with AES-NI the kernel's own test of it dies, and a kernel
+// comes to its init in 3.5 s instead of 6.
+const emulatedCPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand,+rdseed,+fsgsbase"
+
+// args is the machine's hardware. One NIC with iPXE in its option ROM is all
+// that it can boot from.
+func (m *machine) args(paused bool) []string {
+	accel, cpu := "tcg,thread=multi,tb-size=128", emulatedCPU
+	if m.accel == "kvm" {
+		accel, cpu = "kvm", "host"
+	}
+	args := []string{
+		"-name", m.marker(),
+		"-machine", "pc,graphics=off", "-accel", accel, "-cpu", cpu,
+		"-smp", strconv.Itoa(m.node.CPUs), "-m", strconv.Itoa(m.node.MemoryMiB),
+		"-nodefaults", "-no-user-config", "-display", "none",
+		"-uuid", m.node.UUID,
+		"-smbios", "type=1,manufacturer=hotspare,product=lab-node,uuid=" + m.node.UUID + ",serial=" + m.node.Serial,
+		"-netdev", "tap,id=net0,ifname=" + tapName(m.node.Name) + ",script=no,downscript=no",
+		"-device", "virtio-net-pci,id=nic0,netdev=net0,mac=" + m.node.MAC + ",romfile=" + m.rom + ",bootindex=1",
+		"-device", "virtio-rng-pci",
+		"-chardev", "file,id=serial0,path=" + filepath.Join(m.dir, "serial.log") + ",append=on", "-serial", "chardev:serial0",
+		"-qmp", "unix:" + m.socket() + ",server=on,wait=off",
+		"-pidfile", m.pidFile(),
+	}
+	if paused {
+		args = append(args, "-S")
+	}
+	return args
+}
+
+// PowerState says whether QEMU runs.
+func (m *machine) PowerState() bool {
+	m.state.Lock()
+	defer m.state.Unlock()
+	return m.cmd != nil
+}
+
+// PowerOn starts QEMU; a machine that is on is left alone.
+func (m *machine) PowerOn(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.PowerState() {
+		return nil
+	}
+	if err := os.MkdirAll(m.dir, 0o755); err != nil {
+		return err
+	}
+	m.state.Lock()
+	post, linkDown := m.post, m.linkDown
+	boot := m.bootDev
+	if m.bootOnce {
+		m.bootDev, m.bootOnce = "", false
+	}
+	m.state.Unlock()
+	paused := post > 0 || linkDown
+
+	if err := os.Remove(m.socket()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	out, err := os.OpenFile(filepath.Join(m.dir, "qemu.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd := exec.Command(m.qemu, m.args(paused)...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return &hotspare.Error{Code: hotspare.CodeQEMU, What: "QEMU did not start", Where: m.node.Name, Err: err, Fix: "apt-get install qemu-system-x86"}
+	}
+	gone := make(chan struct{})
+	m.state.Lock()
+	m.cmd, m.gone, m.since, m.lastEnd = cmd, gone, time.Now(), ""
+	m.boots++
+	m.state.Unlock()
+	m.log.Info("power on", "pid", cmd.Process.Pid, "boot", boot, "post", post)
+	go m.reap(cmd, gone)
+	if paused {
+		go m.finishPOST(post, linkDown, gone)
+	}
+	return nil
+}
+
+// reap notes the end of a QEMU, whoever ended it: that is what the BMC reads.
+func (m *machine) reap(cmd *exec.Cmd, gone chan struct{}) {
+	err := cmd.Wait()
+	m.state.Lock()
+	m.cmd, m.since = nil, time.Now()
+	m.lastEnd = "the machine switched itself off"
+	if err != nil {
+		m.lastEnd = err.Error()
+	}
+	m.state.Unlock()
+	m.log.Info("power off", "end", m.lastEnd)
+	close(gone)
+}
+
+// finishPOST lets a machine that was started paused go on: after the delay that
+// its firmware takes, and with its link as it was left.
+func (m *machine) finishPOST(post time.Duration, linkDown bool, gone <-chan struct{}) {
+	select {
+	case <-gone:
+		return
+	case <-time.After(post):
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := m.monitor(ctx, func(q *qmp) error {
+		if linkDown {
+			if err := q.Execute(ctx, "set_link", map[string]any{"name": "net0", "up": false}, nil); err != nil {
+				return err
+			}
+		}
+		return q.Execute(ctx, "cont", nil, nil)
+	})
+	if err != nil && m.PowerState() {
+		m.log.Error("the machine stays in POST", "err", err)
+	}
+}
+
+// PowerOff kills QEMU and returns when it is gone, as when the cord is pulled.
+func (m *machine) PowerOff(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state.Lock()
+	cmd, gone := m.cmd, m.gone
+	m.state.Unlock()
+	if cmd == nil {
+		return nil
+	}
+	if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill QEMU: %w", err)
+	}
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// PowerSoft presses the power button.
+func (m *machine) PowerSoft(ctx context.Context) error {
+	return m.monitor(ctx, func(q *qmp) error { return q.Execute(ctx, "system_powerdown", nil, nil) })
+}
+
+// SetNextBoot notes the BMC's boot device. The machine has only its NIC to boot
+// from, so the note changes nothing but the log and the status.
+func (m *machine) SetNextBoot(device string, once bool) {
+	m.state.Lock()
+	defer m.state.Unlock()
+	m.bootDev, m.bootOnce = device, once
+}
+
+// SetPOSTDelay is the time that the firmware takes from now on.
+func (m *machine) SetPOSTDelay(d time.Duration) {
+	m.state.Lock()
+	defer m.state.Unlock()
+	m.post = d
+}
+
+// UUID is the one in SMBIOS.
+func (m *machine) UUID() string { return m.node.UUID }
+
+// setLink pulls or plugs the cable.
+func (m *machine) setLink(ctx context.Context, up bool) error {
+	m.state.Lock()
+	m.linkDown = !up
+	on := m.cmd != nil
+	m.state.Unlock()
+	if !on {
+		return nil
+	}
+	return m.monitor(ctx, func(q *qmp) error {
+		return q.Execute(ctx, "set_link", map[string]any{"name": "net0", "up": up}, nil)
+	})
+}
+
+// pause stops or continues the processors: a machine that hangs as a whole.
+func (m *machine) pause(ctx context.Context, stop bool) error {
+	command := "cont"
+	if stop {
+		command = "stop"
+	}
+	if !m.PowerState() {
+		return fmt.Errorf("%s is off", m.node.Name)
+	}
+	return m.monitor(ctx, func(q *qmp) error { return q.Execute(ctx, command, nil, nil) })
+}
+
+// monitor runs one exchange with QEMU. The socket is there a moment after the
+// start of the process.
+func (m *machine) monitor(ctx context.Context, talk func(*qmp) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		q, err := dialQMP(ctx, m.socket())
+		if err == nil {
+			err = talk(q)
+			return errors.Join(err, q.Close())
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+		if !m.PowerState() {
+			return fmt.Errorf("%s is off: %w", m.node.Name, err)
+		}
+	}
+}
+
+// killLeftovers ends every QEMU of a directory that no daemon owns any more. A
+// pid file alone kills nothing: the process's command line must be that node's.
+func killLeftovers(ctx context.Context, dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*", "qemu.pid"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, file := range files {
+		node := filepath.Base(filepath.Dir(file))
+		b, err := os.ReadFile(file)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err == nil && pid > 1 && isQEMUOf(pid, node, filepath.Dir(file)) {
+			p, err := describe(pid)
+			if err == nil {
+				errs = append(errs, p.Kill(ctx))
+			}
+		}
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isQEMUOf says whether pid is the QEMU of that node in that directory.
+func isQEMUOf(pid int, node, dir string) bool {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+	if err != nil {
+		return false
+	}
+	words := strings.Split(string(b), "\x00")
+	marker, pidFile := false, false
+	for _, w := range words {
+		marker = marker || strings.HasPrefix(w, "guest=hotspare-lab-"+node+",")
+		pidFile = pidFile || w == filepath.Join(dir, "qemu.pid")
+	}
+	return marker && pidFile
+}
