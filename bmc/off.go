@@ -85,9 +85,7 @@ func Off(ctx context.Context, q *Queue, r Right, opts OffOptions) (OffEvidence, 
 		if err != nil && (Permanent(err) || errors.Is(err, errClosed)) {
 			return o.ev, o.unproven(err)
 		}
-		if err != nil {
-			o.cause = err
-		}
+		o.cause = telling(o.cause, err)
 		if err := pause(ctx, o.opts.Interval); err != nil {
 			return o.ev, o.unproven(err)
 		}
@@ -121,7 +119,7 @@ func (o *offRun) identify(ctx context.Context) error {
 		case Permanent(err), errors.Is(err, errClosed):
 			return err
 		}
-		o.cause = err
+		o.cause = telling(o.cause, err)
 		if err := pause(ctx, o.opts.Interval); err != nil {
 			return err
 		}
@@ -193,8 +191,17 @@ func (o *offRun) command(ctx context.Context) error {
 	if err != nil && !Permanent(err) && !errors.Is(err, errClosed) {
 		// A refusal may mean "is off already" (Redfish 409) or "busy": what the
 		// next read says decides.
-		o.cause = err
+		o.cause = telling(o.cause, err)
 		return nil
+	}
+	return err
+}
+
+// telling keeps the error that says more: that the time was up in the middle of
+// the last call is no cause.
+func telling(cause, err error) error {
+	if err == nil || cause != nil && hotspare.CodeOf(err) == "" {
+		return cause
 	}
 	return err
 }

@@ -81,7 +81,7 @@ func On(ctx context.Context, q *Queue, r Right, opts OnOptions) (OnResult, error
 			if Permanent(err) || errors.Is(err, errClosed) {
 				return o.res, err
 			}
-			o.cause = err
+			o.cause = telling(o.cause, err)
 		}
 		if err := pause(ctx, o.opts.Interval); err != nil {
 			return o.res, o.ended(err, o.cause)

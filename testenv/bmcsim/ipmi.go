@@ -27,7 +27,8 @@ const (
 // sessions.
 func newState(opts Options, guid [16]byte, suites []types.CipherSuiteID, c *controller) (*bmc.BMC, error) {
 	b := bmc.New(bmc.DeviceInfo{
-		DeviceID: 0x20, DeviceRevision: 1, FirmwareMajor: 1, IPMIVersion: 0x20,
+		DeviceID: 0x20, DeviceRevision: 1, FirmwareMajor: 1,
+		IPMIVersion:             0x02, // 2.0: the major version is in the low nibble (Table 20-2)
 		AdditionalDeviceSupport: 0x84, // chassis device, SEL device (Table 20-2)
 	}, guid, hardware{chassis: c}, bmc.WithCipherSuites(suites))
 	b.Sessions = bmc.NewSessionStoreWithOptions(clock.Real, bmc.WithMaxSessions(sessions))
