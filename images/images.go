@@ -137,7 +137,7 @@ var (
 	nameGrammar    = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 	versionGrammar = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]{0,62}$`)
 	sha256Grammar  = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	cmdlineGrammar = regexp.MustCompile(`^[ -~]{0,1024}$`)
+	cmdlineGrammar = regexp.MustCompile(`^[ -~]*$`)
 )
 
 func (r ImportRequest) validate() error {
@@ -156,7 +156,7 @@ func (r ImportRequest) validate() error {
 		return bad("format", fmt.Sprintf("%q is neither raw nor qcow2", r.Format))
 	case r.SHA256 != "" && !sha256Grammar.MatchString(r.SHA256):
 		return bad("sha256", "it is not 64 lower-case hex digits")
-	case !cmdlineGrammar.MatchString(r.Cmdline):
+	case len(r.Cmdline) > 1024 || !cmdlineGrammar.MatchString(r.Cmdline):
 		return bad("cmdline", "it is longer than 1024 characters or not printable ASCII")
 	}
 	return nil
