@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"hotspare"
 )
@@ -12,7 +13,8 @@ import (
 // Initiator drives the kernel's iSCSI initiator. One per process is enough.
 type Initiator struct {
 	opts    Options
-	control *control
+	control channel
+	shut    func()          // closes the control channel
 	ctx     context.Context // of all sessions' recovery
 	cancel  context.CancelFunc
 
@@ -29,11 +31,11 @@ func New(o Options) (*Initiator, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newInitiator(o, c), nil
+	return newInitiator(o, c, c.close), nil
 }
 
-func newInitiator(o Options, c *control) *Initiator {
-	i := &Initiator{opts: o, control: c}
+func newInitiator(o Options, c channel, shut func()) *Initiator {
+	i := &Initiator{opts: o, control: c, shut: shut}
 	i.ctx, i.cancel = context.WithCancel(context.Background())
 	return i
 }
@@ -47,7 +49,7 @@ func (i *Initiator) Close() {
 	i.mu.Unlock()
 	i.cancel()
 	i.running.Wait()
-	i.control.close()
+	i.shut()
 }
 
 // Login logs in, waits for the block device and keeps the session alive until
@@ -55,6 +57,25 @@ func (i *Initiator) Close() {
 // Target), CodeLoginRefused (by the target, or of a target that does not prove
 // itself), CodeNoSession (not reached), CodeNoDevice, CodeNoInitiator.
 func (i *Initiator) Login(ctx context.Context, t Target) (*Session, error) {
+	begin := time.Now()
+	s, err := i.open(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	opened := time.Since(begin)
+	if err := s.attach(ctx); err != nil {
+		if e := s.Close(); e != nil {
+			err = errors.Join(err, e)
+		}
+		return nil, err
+	}
+	s.log.Info("iscsi: logged in", "device", s.device.path, "wwid", s.device.wwid,
+		"login", opened.Round(time.Millisecond), "total", time.Since(begin).Round(time.Millisecond))
+	return s, nil
+}
+
+// open logs in and starts the session's recovery; there is no device yet.
+func (i *Initiator) open(ctx context.Context, t Target) (*Session, error) {
 	t = t.withDefaults()
 	if err := t.validate(); err != nil {
 		return nil, err
@@ -65,7 +86,7 @@ func (i *Initiator) Login(ctx context.Context, t Target) (*Session, error) {
 		log: i.opts.Log.With("target", t.IQN, "portal", t.Portal.String()),
 	}
 	var err error
-	if s.kernel, err = i.control.createSession(s.box); err != nil {
+	if s.kernel, err = createSession(i.control, s.box); err != nil {
 		return nil, kernelRefused(&t, err)
 	}
 	if err := s.connect(ctx); err != nil {
@@ -78,13 +99,6 @@ func (i *Initiator) Login(ctx context.Context, t Target) (*Session, error) {
 	if !i.manage(s) {
 		return nil, errors.Join(errClosed, s.destroy())
 	}
-	if err := s.attach(ctx); err != nil {
-		if e := s.Close(); e != nil {
-			err = errors.Join(err, e)
-		}
-		return nil, err
-	}
-	s.log.Info("iscsi: logged in", "device", s.device.path, "wwid", s.device.wwid)
 	return s, nil
 }
 

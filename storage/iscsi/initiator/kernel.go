@@ -16,16 +16,23 @@ const (
 	connectionID = 0 // one connection per session
 )
 
+// channel carries requests to the kernel and routes its notices.
+type channel interface {
+	do(uevent, []byte) (uevent, error)
+	subscribe(sid uint32, m *mailbox)
+	unsubscribe(sid uint32)
+}
+
 // kernelSession is one session of the kernel's initiator.
 type kernelSession struct {
-	control *control
+	control channel
 	sid     uint32
 	host    uint32 // scsi_host number
 }
 
 // createSession creates a session with its connection, unbound. Its events go
 // to m.
-func (c *control) createSession(m *mailbox) (*kernelSession, error) {
+func createSession(c channel, m *mailbox) (*kernelSession, error) {
 	e := uevent{Type: ueventCreateSession}
 	e.putRequest32(0, firstCmdSN)
 	native.PutUint16(e.Request[4:], commandsMax)
