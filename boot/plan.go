@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -260,6 +261,7 @@ func (s Site) startScript(a Assignment, reason Reason) Script {
 		Title:   reason.Text,
 		Kernel:  s.url(Path{Artefact: ArtefactKernel, Token: a.Token}),
 		Cmdline: a.Cmdline,
+		Attempt: attempt(a.Token),
 		Again:   s.again(),
 	}
 	if a.Initrd != "" || a.Kind == KindStart {
@@ -267,9 +269,15 @@ func (s Site) startScript(a Assignment, reason Reason) Script {
 	}
 	if a.Kind == KindStart {
 		// Last, for it is served once: all that may fail has succeeded by then.
-		sc.Initrds = append(sc.Initrds, Initrd{Name: string(ArtefactJoin), URL: s.url(Path{Artefact: ArtefactJoin, Token: a.Token})})
+		sc.Initrds = append(sc.Initrds, Initrd{Name: string(ArtefactJoin), URL: s.url(Path{Artefact: ArtefactJoin, Token: a.Token}), Once: true})
 	}
 	return sc
+}
+
+// attempt names a boot attempt without giving its token away.
+func attempt(token string) string {
+	d := TokenDigest(token)
+	return hex.EncodeToString(d[:6])
 }
 
 func (s Site) waitScript(r Request, reason Reason) Script {

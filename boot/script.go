@@ -19,6 +19,7 @@ type Script struct {
 	Lines   []string      // more lines for the screen
 	Kernel  string        // URL
 	Initrds []Initrd      // in this order; the kernel unpacks them one over the other
+	Attempt string        // names the boot attempt in a few letters and digits
 	Cmdline string        // without initrd= and BOOTIF=, which the script adds
 	Again   time.Duration // how long to wait before it asks again
 }
@@ -27,4 +28,5 @@ type Script struct {
 type Initrd struct {
 	Name string
 	URL  string
+	Once bool // may be fetched once per attempt: the script never tries twice
 }

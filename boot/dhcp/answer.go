@@ -186,7 +186,7 @@ func (s *Server) send(m message, kind dhcpv4.MessageType, addr netip.Addr, lease
 		return answer{}
 	}
 	s.addressOptions(out, addr, lease)
-	bootOptions(out, offer)
+	bootOptions(out, m.boot, offer)
 	text := kind.String()
 	if addr.IsValid() {
 		text += " " + addr.String()
@@ -257,7 +257,7 @@ func (s *Server) answerProxy(ctx context.Context, m message, port int) answer {
 	if err != nil {
 		return answer{}
 	}
-	bootOptions(out, offer)
+	bootOptions(out, m.boot, offer)
 	return answer{packet: out, to: where(m, kind, netip.Addr{}), text: kind.String() + " " + redact(offer), reason: reason, node: a.Node}
 }
 

@@ -21,6 +21,7 @@ type destination struct {
 var (
 	limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	pxeNoDiscovery   = []byte{6, 1, 8, 255} // option 43: PXE_DISCOVERY_CONTROL, use the boot file at hand
+	ipxeNoProxy      = []byte{0xb0, 1, 1}   // option 175: no-pxedhcp
 )
 
 // where chooses the destination of an answer of kind with address your.
@@ -90,7 +91,7 @@ func (s *Server) addressOptions(out *dhcpv4.DHCPv4, addr netip.Addr, lease time.
 
 // bootOptions adds what to boot, in header fields and options both: firmware
 // differs in what it reads, and the library sets neither from the other.
-func bootOptions(out *dhcpv4.DHCPv4, o boot.Offer) {
+func bootOptions(out *dhcpv4.DHCPv4, r boot.Request, o boot.Offer) {
 	if o.Kind != boot.OfferFile && o.Kind != boot.OfferURL {
 		return
 	}
@@ -104,6 +105,10 @@ func bootOptions(out *dhcpv4.DHCPv4, o boot.Offer) {
 	}
 	if o.VendorClass != "" {
 		out.Options[60] = []byte(o.VendorClass)
+	}
+	if r.Protocol == boot.DHCP && r.Stage == boot.StageIPXE {
+		// iPXE waits 2.8 s for proxyDHCP offers, unless told that none will come.
+		out.Options[175] = ipxeNoProxy
 	}
 	if o.VendorClass == "PXEClient" {
 		// Without it, EDK2 takes class PXEClient for BINL, asks port 4011 and

@@ -88,25 +88,50 @@ func (w *writer) start(s boot.Script) {
 	}
 	// netX is the interface that booted, whichever number it has.
 	args = append(args, "BOOTIF=01-${netX/mac:hexhyp}")
+	once := w.once(s)
+	if once != "" {
+		w.raw("iseq ${" + onceSetting + "} " + once + " && goto spent ||")
+	}
 	w.raw("imgfree ||")
 	w.raw(strings.Join(args, " ") + " || goto failed_kernel")
 	for _, i := range s.Initrds {
+		if i.Once {
+			w.raw("set " + onceSetting + " " + once + " || goto failed_" + label(i.Name))
+		}
 		w.raw("initrd --name " + i.Name + " " + w.url("initrd "+i.Name, i.URL) + " || goto failed_" + label(i.Name))
 	}
 	w.echo("all fetched, the kernel starts")
 	w.raw("boot || goto failed_boot")
 	w.raw("goto failed_boot")
 	w.raw(":failed_kernel")
-	w.echo("FAILED to fetch the kernel; iPXE's own message is above")
+	w.echo("FAILED to load the kernel; iPXE's own message is above")
 	w.raw("goto again")
 	for _, i := range s.Initrds {
 		w.raw(":failed_" + label(i.Name))
 		w.echo("FAILED to fetch " + i.Name + "; iPXE's own message is above")
 		w.raw("goto again")
 	}
+	if once != "" {
+		w.raw(":spent")
+		w.echo("this boot attempt has failed, a new one is needed")
+		w.raw("goto again")
+	}
 	w.raw(":failed_boot")
 	w.echo("FAILED to start the kernel; iPXE's own message is above")
 	w.again(s.Again)
+}
+
+// onceSetting remembers, over all scripts of one power cycle, the attempt whose
+// once-only archive was asked for. Asking again would look like a thief.
+const onceSetting = "hotspare-once"
+
+func (w *writer) once(s boot.Script) string {
+	for _, i := range s.Initrds {
+		if i.Once {
+			return w.word("attempt", s.Attempt)
+		}
+	}
+	return ""
 }
 
 func (w *writer) wait(s boot.Script) {
