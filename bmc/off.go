@@ -12,7 +12,8 @@ import (
 // OffOptions say how hard Off tries.
 type OffOptions struct {
 	// Interval is the least time between the two reads that prove, and between
-	// any two reads. Default 1 s.
+	// any two reads. It must be longer than the BMC may repeat an old state
+	// after the machine was switched by hand. Default 1 s.
 	Interval time.Duration
 	// Deadline bounds the whole. Default 60 s.
 	Deadline time.Duration

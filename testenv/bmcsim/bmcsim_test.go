@@ -3,6 +3,7 @@ package bmcsim
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -20,7 +21,12 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// These tests wait for tools and time-outs, they do not compute.
+	_ = flag.Set("test.parallel", "12")
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	testUUID     = "8f7c1a52-9a3b-4c1d-8e2f-525400770001"
