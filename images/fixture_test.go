@@ -86,8 +86,7 @@ const (
 )
 
 // rootTree makes the files of a small system: merged /usr, os-release behind a
-// link, two kernels, modules with a crowded directory and a large file with a
-// hole.
+// link, two kernels, modules, one of them with holes.
 func rootTree(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -101,9 +100,6 @@ func rootTree(t testing.TB) string {
 		link(t, "/usr/src/linux", mods+"/build")
 	}
 	many := dir + "/usr/lib/modules/" + newKernel + "/kernel/many"
-	for i := range 1200 {
-		write(t, fmt.Sprintf("%s/a-rather-long-name-of-a-module-number-%04d.ko", many, i), []byte(fmt.Sprint(i)))
-	}
 	holed := write(t, many+"/holed.ko", nil)
 	f, err := os.OpenFile(holed, os.O_WRONLY, 0)
 	if err != nil {
@@ -132,12 +128,15 @@ func link(t testing.TB, target, name string) {
 
 const rootUUID = "11111111-2222-4333-8444-555555555555"
 
-// mke2fs makes a file system of 48 MiB from a tree.
+// diskSize is the size of the file systems that mke2fs makes.
+const diskSize = 24 << 20
+
+// mke2fs makes a file system from a tree.
 func mke2fs(t testing.TB, tree string, args ...string) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "disk.raw")
 	args = append([]string{"-q", "-F", "-U", rootUUID, "-E", "hash_seed=" + rootUUID, "-d", tree}, args...)
-	command(t, "", "mke2fs", append(args, name, "48M")...)
+	command(t, "", "mke2fs", append(args, name, "24M")...)
 	return name
 }
 
@@ -157,7 +156,7 @@ func partitioned(t testing.TB, label string, contents ...string) string {
 			script += fmt.Sprintf("start=%d, size=%d, type=83\n", at, info.Size()/512)
 			starts = append(starts, at)
 			at += int(info.Size()/512) + 2048
-			script += fmt.Sprintf("start=%d, size=250000, type=5\n", at)
+			script += fmt.Sprintf("start=%d, size=130000, type=5\n", at)
 			at += 2048
 			continue
 		}
@@ -168,7 +167,7 @@ func partitioned(t testing.TB, label string, contents ...string) string {
 	if err := os.WriteFile(name, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(name, 200<<20); err != nil {
+	if err := os.Truncate(name, 100<<20); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("sfdisk", "-q", name)

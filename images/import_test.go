@@ -26,7 +26,7 @@ func TestImportRawDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	sum := fileSHA256(t, disk)
-	if img.Digest != sum || img.SourceSHA256 != sum || img.Volume != "image-"+sum[:16] || img.Format != FormatRaw || img.SizeBytes != 48<<20 {
+	if img.Digest != sum || img.SourceSHA256 != sum || img.Volume != "image-"+sum[:16] || img.Format != FormatRaw || img.SizeBytes != diskSize {
 		t.Errorf("image %+v", img)
 	}
 	if img.RootPartition != 0 || img.RootFS != "ext4" || img.RootUUID != rootUUID || img.Arch != "amd64" ||
@@ -537,7 +537,7 @@ func TestFileThatChangesIsRefused(t *testing.T) {
 			return err
 		}
 		defer f.Close()
-		_, err = f.WriteAt([]byte("changed"), 40<<20)
+		_, err = f.WriteAt([]byte("changed"), 20<<20)
 		return err
 	}
 	_, err := r.Import(t.Context(), ImportRequest{Name: "orders", Path: disk})
