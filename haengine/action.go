@@ -36,9 +36,11 @@ type (
 	// ReadPower reads the node's power state. An observation: not journalled.
 	ReadPower struct{ Order }
 
-	// PowerOff makes sure that the node is off: read, off, read back twice. Its
-	// Epoch is higher than that of every grant that it ends.
-	PowerOff struct{ Order }
+	// PowerOff makes sure that the node is off: read, off, read back twice.
+	PowerOff struct {
+		Order
+		Turn Turn `json:"turn"`
+	}
 
 	// Revoke ends the right of every epoch below Below to the application's
 	// volumes.
@@ -60,6 +62,7 @@ type (
 	// for this epoch is left alone.
 	Boot struct {
 		Order
+		Turn  Turn   `json:"turn"`
 		Way   Way    `json:"way"`
 		Image string `json:"image"`
 	}
@@ -89,7 +92,10 @@ type (
 
 	// ReturnNode removes a proven-off node's assignments (boot answers, tokens,
 	// traces) when its BMC queue is drained.
-	ReturnNode struct{ Order }
+	ReturnNode struct {
+		Order
+		Turn Turn `json:"turn"`
+	}
 
 	// CancelBoot takes back the boot answers and the join token of an epoch.
 	CancelBoot struct{ Order }

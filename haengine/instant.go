@@ -30,6 +30,12 @@ func (s Stamp) Sub(o Stamp) time.Duration { return s.At.Sub(o.At) }
 // Epoch is the number of a grant, per application, counted from 1.
 type Epoch uint64
 
+// Turn numbers the uses of one node, counted from 1: it is raised whenever the
+// node is given to an application or taken away. Epochs count per application
+// and cannot order the commands to a machine that serves several in turn; the
+// node's BMC queue refuses a lower turn.
+type Turn uint64
+
 // ActionID numbers the actions of one appliance, counted from 1. A repeated
 // action keeps its number.
 type ActionID uint64

@@ -82,7 +82,8 @@ type NodeState struct {
 	Phase    NodePhase `json:"phase"`
 	Since    Stamp     `json:"since"`
 	Owner    string    `json:"owner,omitempty"` // application
-	Epoch    Epoch     `json:"epoch,omitempty"` // of the owner's grant; PowerOff and ReturnNode carry a higher one
+	Epoch    Epoch     `json:"epoch,omitempty"` // of the owner's grant
+	Turn     Turn      `json:"turn,omitempty"`
 	BootID   string    `json:"bootID,omitempty"`
 	Reason   string    `json:"reason,omitempty"`   // why it is in this phase
 	Then     NodePhase `json:"then,omitempty"`     // phase after it was returned: idle (""), quarantined, maintenance
@@ -158,11 +159,12 @@ type Grant struct {
 	Since     Stamp      `json:"since"`
 	Prepared  bool       `json:"prepared,omitempty"`  // the node was proven off before its boot
 	Attached  bool       `json:"attached,omitempty"`  // an Attach was ordered
+	AttachEnd bool       `json:"attachEnd,omitempty"` // the volumes are exported
 	Booted    bool       `json:"booted,omitempty"`    // a Boot was ordered
 	BootDone  Stamp      `json:"bootDone,omitzero"`   // the power-on was confirmed
 	Joined    Stamp      `json:"joined,omitzero"`     // when the agent came
 	Claimed   bool       `json:"claimed,omitempty"`   // a Claim was ordered: from here on the application may run there
-	ClaimDone bool       `json:"claimDone,omitempty"` // the agent took the claim
+	ClaimedAt Stamp      `json:"claimedAt,omitzero"`
 	Lease     Duration   `json:"lease,omitempty"`     // as told to the agent
 	Bound     Duration   `json:"bound,omitempty"`     // drop bound plus margin, as of the claim
 	Exclusion *Exclusion `json:"exclusion,omitempty"` // once it is an earlier grant
@@ -285,4 +287,5 @@ type NodeSoft struct {
 	Heard      Stamp      `json:"heard"`             // last heartbeat of any kind
 	HeardBoot  string     `json:"heardBoot,omitempty"`
 	Discovered string     `json:"discovered,omitempty"` // boot id seen in discovery
+	SeenAt     Stamp      `json:"seenAt"`               // when it was seen there
 }

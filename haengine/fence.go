@@ -1,0 +1,295 @@
+package haengine
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"hotspare"
+)
+
+// ready says whether nothing of an earlier grant can run or write any more:
+// each has a proof that was not contradicted, and the target confirmed that no
+// lower epoch can write (SAFETY S2). It takes the proofs that time brings.
+func (w *work) ready(a *AppState) bool {
+	ok := a.Revoked >= a.Epoch
+	for i := range a.Old {
+		ok = w.prove(a, &a.Old[i]) && ok
+	}
+	return ok
+}
+
+// prove says whether an earlier grant is excluded.
+func (w *work) prove(a *AppState, g *Grant) bool {
+	x := g.Exclusion
+	if x.Proof != nil {
+		return true
+	}
+	if w.lately(a, x) {
+		return false
+	}
+	revoked := a.Revoked > g.Epoch
+	if x.Orderly && x.Released && revoked {
+		w.proof(a, g, Evidence{Kind: EvidenceRelease, Text: fmt.Sprintf("%s released epoch %d in order, its volumes are revoked", g.Node, g.Epoch)})
+		return true
+	}
+	if !revoked || !w.storageOpen(a, g) {
+		return false
+	}
+	end, ok := w.leaseOver(a.Spec.Name, g)
+	if w.r.leaseIgnored {
+		end, ok = 0, true
+	}
+	if !ok || w.now.At < end {
+		return false
+	}
+	text := fmt.Sprintf("volumes of epoch %d revoked; nothing of it was ever claimed", g.Epoch)
+	if g.Claimed {
+		text = fmt.Sprintf("volumes of epoch %d revoked, and lease %s + drop bound and margin %s passed since its last renewal", g.Epoch, g.Lease, g.Bound)
+	}
+	w.proof(a, g, Evidence{Kind: EvidenceStorage, Text: text})
+	return true
+}
+
+// lately says whether a proof was contradicted a moment ago: then new ones count
+// only after silence.
+func (w *work) lately(a *AppState, x *Exclusion) bool {
+	return !x.Contradicted.IsZero() && w.now.Sub(x.Contradicted) < heartbeatTimeout(a)
+}
+
+// storageOpen says whether storage evidence is accepted now: by the policy, for
+// this way, and after the kinds that the policy prefers had their time or failed.
+func (w *work) storageOpen(a *AppState, g *Grant) bool {
+	if !g.Way.NeedsVolume() {
+		return false
+	}
+	p := a.Spec.Policy
+	i := slices.Index(p.Evidence, EvidenceStorage)
+	if i < 0 {
+		return false
+	}
+	power := slices.Index(p.Evidence, EvidencePower)
+	if power < 0 || power > i || g.Node == "" || g.Exclusion.PowerFailed != "" {
+		return true
+	}
+	return w.now.Sub(g.Exclusion.Since) >= p.FenceDeadline.D()
+}
+
+// proof accepts evidence about an earlier grant.
+func (w *work) proof(a *AppState, g *Grant, e Evidence) {
+	e.At = w.now
+	g.Exclusion.Proof = &e
+	if f := w.failovers.edit(a.Failover); f != nil {
+		f.Evidence = append(f.Evidence, e)
+	}
+	w.say(a, g.Node, "evidence (%s): %s", e.Kind, e.Text)
+}
+
+// proveNode accepts evidence about a node for every earlier grant on it.
+func (w *work) proveNode(node string, e Evidence, accepted func(a *AppState, g *Grant) bool) {
+	for _, k := range w.apps.keys() {
+		a := w.apps.get(k)
+		for i := range a.Old {
+			g := &a.Old[i]
+			if g.Node != node || g.Exclusion.Proof != nil || !accepted(a, g) {
+				continue
+			}
+			a = w.apps.edit(k)
+			w.proof(a, &a.Old[i], e)
+		}
+	}
+	w.all = true
+}
+
+// fence has ordered what brings the evidence: the revocation, which is safe as
+// soon as the epoch is durable, and the power fence of every node concerned.
+func (w *work) fence(a *AppState) {
+	name := a.Spec.Name
+	for i := range a.Old {
+		x := a.Old[i].Exclusion
+		if x.Orderly && !x.Released {
+			return // its storage is not cut from under it
+		}
+	}
+	if a.Revoked < a.Epoch && !w.has(func(o Action) bool { r, is := o.(Revoke); return is && r.App == name && r.Below == a.Epoch }) {
+		w.withdraw(func(o Action) bool { r, is := o.(Revoke); return is && r.App == name })
+		w.order(Revoke{Order: Order{App: name, Epoch: a.Epoch}, Below: a.Epoch}, a.Failover)
+	}
+	for i := range a.Old {
+		g := &a.Old[i]
+		n := w.nodes.get(g.Node)
+		if n == nil || g.Exclusion.Proof != nil {
+			continue
+		}
+		if n.Phase == NodeFencing || n.Phase == NodeReserved && n.Owner == name {
+			w.powerOff(n)
+		}
+	}
+}
+
+// fenceNode takes a node from its application: it is to be off, then returned.
+func (w *work) fenceNode(n *NodeState, then NodePhase, reason string) {
+	n.Turn++
+	n.OffProof, n.Then = nil, then
+	w.nodePhase(n, NodeFencing, reason)
+	w.powerOff(n)
+}
+
+// powerOff orders the power fence of a node in its present turn.
+func (w *work) powerOff(n *NodeState) {
+	name, turn := n.Spec.Name, n.Turn
+	if n.OffProof != nil || w.has(func(o Action) bool { p, is := o.(PowerOff); return is && p.Node == name && p.Turn == turn }) {
+		return
+	}
+	w.withdraw(func(o Action) bool { p, is := o.(PowerOff); return is && p.Node == name })
+	w.order(PowerOff{Order: Order{App: n.Owner, Node: name, Epoch: n.Epoch}, Turn: turn}, w.failoverOf(n.Owner))
+}
+
+// stuck says why the evidence cannot come by itself, and what a person can do.
+func (w *work) stuck(a *AppState) (why, fix string) {
+	p := a.Spec.Policy
+	for i := range a.Old {
+		g := &a.Old[i]
+		x := g.Exclusion
+		if x.Proof != nil || x.Orderly {
+			continue
+		}
+		late := w.now.Sub(x.Since) >= p.FenceDeadline.D()
+		if !late && x.PowerFailed == "" {
+			continue
+		}
+		storage := slices.Contains(p.Evidence, EvidenceStorage) && g.Way.NeedsVolume()
+		power := x.PowerFailed
+		if power == "" {
+			power = "not read back as off within " + p.FenceDeadline.String()
+		}
+		who := g.Node
+		if who == "" {
+			who = "an unknown node"
+		}
+		confirm := fmt.Sprintf("make sure that %s is off, then confirm it by hand; it goes on by itself when the BMC answers", who)
+		switch {
+		case !storage:
+			return fmt.Sprintf("%s may still run epoch %d: power: %s; the policy accepts nothing else here", who, g.Epoch, power), confirm
+		case a.Revoked <= g.Epoch && late:
+			return fmt.Sprintf("%s may still run epoch %d: power: %s; the storage has not confirmed the revocation", who, g.Epoch, power), confirm
+		case w.lately(a, x):
+			return fmt.Sprintf("%s still shows life after it was proven to be gone: %s", who, lastVoid(x)), confirm
+		}
+	}
+	if len(a.Old) == 0 && a.Revoked < a.Epoch && w.now.Sub(a.Since) >= p.FenceDeadline.D() && a.Phase != PhaseBlocked {
+		return "the storage has not confirmed the revocation", "see the storage's errors; it goes on by itself"
+	}
+	if a.Phase == PhaseBlocked && a.Resume == PhaseFencing {
+		return a.Reason, a.Fix // stays until it is ready
+	}
+	return "", ""
+}
+
+func lastVoid(x *Exclusion) string {
+	if len(x.Void) == 0 {
+		return ""
+	}
+	return x.Void[len(x.Void)-1].Void
+}
+
+// voidAll takes back proofs of the given kinds about every earlier grant: the
+// world contradicted them.
+func (w *work) voidAll(a *AppState, why string, kinds ...EvidenceKind) {
+	for i := range a.Old {
+		if p := a.Old[i].Exclusion.Proof; p != nil && slices.Contains(kinds, p.Kind) {
+			w.void(a, &a.Old[i], why)
+		}
+	}
+}
+
+// void takes one proof back and has the node fenced anew.
+func (w *work) void(a *AppState, g *Grant, why string) {
+	x := g.Exclusion
+	x.Contradicted = w.now
+	if x.Proof == nil || w.r.proofsStay {
+		return
+	}
+	e := *x.Proof
+	e.Void = why
+	x.Void, x.Proof = append(x.Void, e), nil
+	if len(x.Void) > 10 {
+		x.Void = x.Void[len(x.Void)-10:]
+	}
+	w.say(a, g.Node, "evidence (%s) is void: %s", e.Kind, why)
+	w.notify("app/"+a.Spec.Name+"/contradiction", Notice{
+		App: a.Spec.Name, Node: g.Node, Code: hotspare.CodeFenceUnproven,
+		Text: fmt.Sprintf("evidence about epoch %d of %s is void: %s", g.Epoch, a.Spec.Name, why),
+		Fix:  "check what runs on " + g.Node + " and whose BMC answers at its address",
+	})
+	f := w.soft(a)
+	f.AddressAt = Stamp{}
+	w.suspectNode(g.Node, why)
+}
+
+// suspectNode fences a node anew that was taken for off and shows life.
+func (w *work) suspectNode(node, why string) {
+	n := w.nodes.edit(node)
+	if n == nil {
+		return
+	}
+	switch n.Phase {
+	case NodeIdle, NodeReturning, NodeQuarantined, NodeMaintenance:
+		w.withdraw(func(o Action) bool { r, is := o.(ReturnNode); return is && r.Node == node })
+		then := n.Then
+		if n.Phase == NodeQuarantined || n.Phase == NodeMaintenance {
+			then = n.Phase
+		}
+		w.fenceNode(n, then, why)
+	case NodeFencing, NodeReserved:
+		n.OffProof = nil
+		w.powerOff(n)
+	}
+	w.all = true
+}
+
+// contradicted keeps an application that is already being started from being
+// claimed while a proof is void.
+func (w *work) contradicted(a *AppState, resume Phase) {
+	w.fence(a)
+	why := "the evidence about an earlier grant is void"
+	for i := range a.Old {
+		if x := a.Old[i].Exclusion; x.Proof == nil && lastVoid(x) != "" {
+			why = fmt.Sprintf("the evidence about epoch %d on %s is void: %s", a.Old[i].Epoch, a.Old[i].Node, lastVoid(x))
+		}
+	}
+	w.block(a, resume, hotspare.CodeFenceUnproven, why, "check the old node; it goes on by itself when it is proven gone")
+}
+
+// unblock goes on after a contradiction was settled.
+func (w *work) unblock(a *AppState, p Phase) {
+	if a.Phase == PhaseBlocked && a.Code == hotspare.CodeFenceUnproven {
+		w.enter(a, p, "the evidence is complete again")
+	}
+}
+
+// probe asks whether the service address is silent: after the evidence, and
+// again while it answers.
+func (w *work) probe(a *AppState) {
+	f := w.watched(a)
+	if !f.AddressAt.IsZero() && (f.Address.Silent || w.now.Sub(f.AddressAt) < probeEvery) {
+		return
+	}
+	name, e := a.Spec.Name, a.Grant.Epoch
+	if w.has(func(o Action) bool { p, is := o.(ProbeAddress); return is && p.App == name && p.Epoch == e }) {
+		return
+	}
+	w.order(ProbeAddress{Order: w.head(a), Address: a.Spec.Address}, a.Failover)
+}
+
+// proofText says by what evidence the earlier grants are excluded.
+func (w *work) proofText(a *AppState) string {
+	var out []string
+	for i := range a.Old {
+		out = append(out, string(a.Old[i].Exclusion.Proof.Kind)+" about "+a.Old[i].Node)
+	}
+	if out == nil {
+		return "evidence " + string(EvidenceNone) + ": it never ran before"
+	}
+	return "evidence " + strings.Join(out, ", ")
+}

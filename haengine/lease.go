@@ -1,0 +1,89 @@
+package haengine
+
+import (
+	"fmt"
+	"time"
+)
+
+// Reason is why something is so: Rule for machines, Text for people.
+type Reason struct {
+	Rule string `json:"rule"`
+	Text string `json:"text"`
+}
+
+// leaseAllowed is the rule behind LeaseAllowed: the live grant, or one that is
+// being released in order.
+func leaseAllowed(a *AppState, node, bootID, app string, epoch Epoch) (bool, Reason) {
+	if a == nil {
+		return false, Reason{"unknown-app", fmt.Sprintf("there is no application %s", app)}
+	}
+	match := func(g *Grant) bool {
+		return g.Epoch == epoch && g.Node == node && g.BootID == bootID && bootID != "" && g.Claimed
+	}
+	if g := a.Grant; g != nil && match(g) {
+		return true, Reason{}
+	}
+	for i := range a.Old {
+		if g := &a.Old[i]; match(g) && a.Phase == PhaseReleasing && g.Exclusion.Orderly && !g.Exclusion.Released {
+			return true, Reason{}
+		}
+	}
+	switch {
+	case epoch < a.Epoch:
+		return false, Reason{"stale-epoch", fmt.Sprintf("epoch %d of %s is over; the last is %d", epoch, app, a.Epoch)}
+	case a.Grant == nil || a.Grant.Node != node:
+		return false, Reason{"not-owner", fmt.Sprintf("%s does not belong to %s", app, node)}
+	case a.Grant.BootID != bootID:
+		return false, Reason{"other-boot", fmt.Sprintf("%s was granted to another boot of %s", app, node)}
+	}
+	return false, Reason{"not-claimed", fmt.Sprintf("%s epoch %d was not claimed", app, epoch)}
+}
+
+func leaseKey(app string, e Epoch) string { return fmt.Sprintf("%s@%d", app, e) }
+
+// acked notes that a heartbeat was answered with a lease.
+func (w *work) acked(app string, e Epoch) {
+	f := &w.s.Soft
+	if !w.ownLeases {
+		m := make(map[string]Instant, len(f.Leases)+1)
+		for k, v := range f.Leases {
+			m[k] = v
+		}
+		f.Leases, w.ownLeases = m, true
+	}
+	f.Leases[leaseKey(app, e)] = w.now.At
+}
+
+// leaseOver gives the moment from which the holder of an earlier grant has
+// dropped the application by itself: the last answered heartbeat (or, after a
+// restart of the appliance, the restart; or the claim), plus the lease that it
+// was told, plus drop bound and margin. ok is false while a claim is on its way.
+func (w *work) leaseOver(app string, g *Grant) (at Instant, ok bool) {
+	if !g.Claimed {
+		return 0, true // nothing of it ever ran
+	}
+	if w.inFlight(func(a Action) bool {
+		c, is := a.(Claim)
+		return is && c.App == app && c.Epoch == g.Epoch
+	}) {
+		return 0, false
+	}
+	at = max(w.s.Soft.RestartedAt, w.s.Soft.Leases[leaseKey(app, g.Epoch)], g.ClaimedAt.At)
+	return at.Add(g.Lease.D() + g.Bound.D()), true
+}
+
+// inFlight says whether somebody may be performing such an action right now,
+// wanted or not.
+func (w *work) inFlight(keep func(Action) bool) bool {
+	return len(w.open(func(p *Pending) bool { return !p.Waiting && keep(p.Action) })) > 0
+}
+
+// heartbeatTimeout is the silence of the agent that counts as a failed channel.
+func heartbeatTimeout(a *AppState) time.Duration {
+	for _, m := range a.Spec.Monitors {
+		if m.Kind == MonitorHeartbeat {
+			return m.Timeout.D()
+		}
+	}
+	return DefaultHeartbeat.D()
+}

@@ -1,0 +1,261 @@
+package haengine
+
+import (
+	"fmt"
+
+	"hotspare"
+)
+
+// done takes the end of an action. What belongs to an earlier epoch or turn is
+// noted as ended and otherwise ignored.
+func (w *work) done(e Done) {
+	p := w.getPending(e.ID)
+	if p == nil {
+		return
+	}
+	if off, is := p.Action.(PowerOff); is && !p.Withdrawn && !w.countsAsOff(off, e) {
+		return
+	}
+	w.step(p, true, resultText(e))
+	w.endPending(e.ID)
+	w.all = true
+	if p.Withdrawn {
+		return
+	}
+	h := p.Action.Head()
+	a := w.apps.get(h.App)
+	ours := a != nil && a.Grant != nil && a.Grant.Epoch == h.Epoch
+	switch o := p.Action.(type) {
+	case ReadPower:
+		if e.Read != nil {
+			w.powerRead(h.Node, *e.Read)
+		}
+	case PowerOff:
+		w.isOff(o, e.Power)
+	case Revoke:
+		if a != nil && e.Revocation != nil && e.Revocation.Below >= o.Below {
+			a = w.apps.edit(h.App)
+			a.Revoked, a.RevokedAt = max(a.Revoked, o.Below), w.now
+			w.say(a, "", "volumes revoked below epoch %d: %d sessions closed, %d writes drained", o.Below, e.Revocation.Sessions, e.Revocation.Drained)
+		}
+	case Attach:
+		if ours {
+			w.apps.edit(h.App).Grant.AttachEnd = true
+		}
+	case Boot:
+		if ours {
+			w.apps.edit(h.App).Grant.BootDone = w.now
+			w.say(a, h.Node, "powered on")
+		}
+	case Release:
+		w.released(h)
+	case ProbeAddress:
+		if ours && e.Address != nil {
+			f := w.soft(a)
+			f.Address, f.AddressAt = *e.Address, w.now
+			if !e.Address.Silent {
+				w.answered(h.App, e.Address.By)
+			}
+		}
+	case ReturnNode:
+		if n := w.nodes.edit(h.Node); n != nil && n.Phase == NodeReturning && n.Turn == o.Turn {
+			w.freeNode(n, n.Then, n.Reason)
+		}
+	}
+}
+
+func resultText(e Done) string {
+	switch {
+	case e.Power != nil:
+		return fmt.Sprintf("off, read back %d times", len(e.Power.Reads))
+	case e.Revocation != nil:
+		return fmt.Sprintf("revoked below %d, %d sessions closed", e.Revocation.Below, e.Revocation.Sessions)
+	case e.Address != nil && e.Address.Silent:
+		return "silent"
+	case e.Address != nil:
+		return "answers at " + e.Address.By
+	}
+	return "done"
+}
+
+// countsAsOff says whether a finished power fence is a proof now. If not, it is
+// done again.
+func (w *work) countsAsOff(o PowerOff, e Done) bool {
+	if e.Power == nil || !e.Power.Proven() {
+		w.failed(Failed{ID: e.ID, Why: "off was not read back twice in a row", Transient: true, Power: e.Power})
+		return false
+	}
+	booting := w.inFlight(func(x Action) bool { b, is := x.(Boot); return is && b.Node == o.Node && b.Turn < o.Turn })
+	if booting { // an earlier power-on may still take effect
+		w.again(e.ID)
+		return false
+	}
+	for _, k := range w.apps.keys() {
+		a := w.apps.get(k)
+		for i := range a.Old {
+			if g := &a.Old[i]; g.Node == o.Node && g.Exclusion.Proof == nil && w.lately(a, g.Exclusion) && !w.r.proofsStay {
+				w.again(e.ID)
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// isOff takes power evidence about a node in its present turn.
+func (w *work) isOff(o PowerOff, ev *PowerEvidence) {
+	n := w.nodes.edit(o.Node)
+	if n == nil || n.Turn != o.Turn {
+		return
+	}
+	proof := Evidence{Kind: EvidencePower, At: w.now, Text: o.Node + " was read back as off twice", Reads: ev.Reads}
+	n.OffProof = &proof
+	seen := w.seen(o.Node)
+	seen.Power, seen.PowerAt, seen.BMCDead = PowerIsOff, w.now, ""
+	w.say(nil, o.Node, "proven off")
+	w.proveNode(o.Node, proof, func(a *AppState, g *Grant) bool { return accepts(a.Spec.Policy, EvidencePower) })
+	for _, k := range w.apps.keys() {
+		if a := w.apps.get(k); a.Grant != nil && a.Grant.Node == o.Node && !a.Grant.Booted {
+			w.apps.edit(k).Grant.Prepared = true
+		}
+	}
+}
+
+func accepts(p Policy, k EvidenceKind) bool {
+	for _, e := range p.Evidence {
+		if e == k {
+			return true
+		}
+	}
+	return false
+}
+
+// released takes the agent's word that it ended a grant in order.
+func (w *work) released(h Order) {
+	a := w.apps.edit(h.App)
+	if a == nil {
+		return
+	}
+	for i := range a.Old {
+		if g := &a.Old[i]; g.Epoch == h.Epoch && g.Node == h.Node && g.Exclusion.Orderly {
+			g.Exclusion.Released = true
+			w.say(a, h.Node, "epoch %d was released in order", h.Epoch)
+		}
+	}
+}
+
+// failed takes a failed try of an action and decides whether it is tried again.
+func (w *work) failed(e Failed) {
+	p := w.getPending(e.ID)
+	if p == nil {
+		return
+	}
+	w.step(p, p.Withdrawn, e.Why)
+	w.all = true
+	if p.Withdrawn {
+		w.endPending(e.ID)
+		return
+	}
+	h := p.Action.Head()
+	a := w.apps.get(h.App)
+	ours := a != nil && a.Grant != nil && a.Grant.Epoch == h.Epoch
+	drop := func() { w.endPending(e.ID) }
+	switch o := p.Action.(type) {
+	case ReadPower:
+		if e.Transient && p.Tries < 3 {
+			w.again(e.ID)
+			return
+		}
+		drop()
+		w.powerRead(h.Node, PowerReading{Err: e.Why})
+	case PowerOff:
+		w.notOff(o, e)
+	case Attach:
+		w.again(e.ID)
+		switch {
+		case !ours:
+			drop()
+		case e.Code == hotspare.CodeStaleEpoch:
+			w.attemptFailed(w.apps.edit(h.App), "the storage knows a later epoch: "+e.Why, false)
+		case !e.Transient || p.Tries >= 3:
+			w.block(w.apps.edit(h.App), PhaseAttaching, e.Code, "its volumes cannot be exported: "+e.Why, "mend the storage; it is tried again by itself")
+		}
+	case Boot:
+		if ours && (!e.Transient || p.Tries >= 4) {
+			w.attemptFailed(w.apps.edit(h.App), "it cannot be booted: "+e.Why, true)
+			return
+		}
+		w.again(e.ID)
+	case Claim:
+		if ours && !e.Transient {
+			w.attemptFailed(w.apps.edit(h.App), "the agent refused the claim: "+e.Why, true)
+			return
+		}
+		w.again(e.ID)
+	case Release:
+		if e.Transient {
+			w.again(e.ID)
+			return
+		}
+		drop()
+		w.notReleased(h, e.Why)
+	case ProbeAddress:
+		w.again(e.ID)
+		if ours && p.Tries >= 4 && a.Phase == PhaseStarting {
+			w.block(w.apps.edit(h.App), PhaseStarting, e.Code, "nobody can say whether the service address is free: "+e.Why, "mend the appliance's interface; it is tried again by itself")
+		}
+	default: // revoke, return, cancel, delete, notify: until they succeed
+		w.again(e.ID)
+	}
+}
+
+// notOff takes a failed power fence. It goes on for as long as the node is to be
+// off; the failure only opens the next kind of evidence.
+func (w *work) notOff(o PowerOff, e Failed) {
+	if w.r.timeoutIsOff {
+		w.endPending(e.ID)
+		w.isOff(o, &PowerEvidence{})
+		return
+	}
+	p := w.getPending(e.ID)
+	n := w.nodes.get(o.Node)
+	if n == nil || n.Turn != o.Turn {
+		w.endPending(e.ID)
+		return
+	}
+	w.again(e.ID)
+	if p.Tries == 1 || !e.Transient {
+		w.say(nil, o.Node, "not proven off: %s", e.Why)
+	}
+	if !e.Transient {
+		w.seen(o.Node).BMCDead = e.Why
+		for _, k := range w.apps.keys() {
+			a := w.apps.get(k)
+			for i := range a.Old {
+				if g := &a.Old[i]; g.Node == o.Node && g.Exclusion.Proof == nil && g.Exclusion.PowerFailed != e.Why {
+					w.apps.edit(k).Old[i].Exclusion.PowerFailed = e.Why
+				}
+			}
+		}
+	}
+	if n.Phase != NodeReserved || e.Transient && p.Tries < 3 {
+		return
+	}
+	if a := w.apps.edit(n.Owner); a != nil && a.Grant != nil && a.Grant.Node == o.Node && !a.Grant.Attached {
+		w.attemptFailed(a, "it cannot be proven off before its boot: "+e.Why, true)
+	}
+}
+
+// notReleased ends an orderly release that failed: the node is fenced.
+func (w *work) notReleased(h Order, why string) {
+	a := w.apps.edit(h.App)
+	if a == nil {
+		return
+	}
+	for i := range a.Old {
+		if g := &a.Old[i]; g.Epoch == h.Epoch && g.Exclusion.Orderly && !g.Exclusion.Released {
+			g.Exclusion.Orderly, g.Exclusion.Since = false, w.now
+			w.say(a, h.Node, "not released in order: %s", why)
+		}
+	}
+}
