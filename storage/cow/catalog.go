@@ -169,6 +169,14 @@ func (s *Store) sweep(lsn uint64, dropped ...*volume) {
 			s.alloc.release(lsn, slot)
 		}
 	}
+	// Orphans first: one that stays on the list is in use, and only as a shared
+	// slot, so nothing but a later sweep can free it.
+	for slot := range s.alloc.orphans {
+		if !live.has(slot) {
+			delete(s.alloc.orphans, slot)
+			free(slot)
+		}
+	}
 	for _, v := range dropped {
 		v.root.walk(seen, func(n *node) { // nodes that another has too are seen
 			for _, e := range n.entries {
@@ -177,12 +185,6 @@ func (s *Store) sweep(lsn uint64, dropped ...*volume) {
 				}
 			}
 		})
-	}
-	for slot := range s.alloc.orphans {
-		if !live.has(slot) {
-			delete(s.alloc.orphans, slot)
-			free(slot)
-		}
 	}
 	s.alloc.sweepAt = max(minOrphans, 2*len(s.alloc.orphans))
 }

@@ -64,6 +64,7 @@ func (s *Session) stopForRecovery() error {
 // is looked up: the portal is an address.
 func dial(ctx context.Context, portal string) (int, error) {
 	d := net.Dialer{KeepAlive: -1} // the kernel's NOPs watch the connection
+	d.SetMultipathTCP(false)       // the kernel takes plain TCP only
 	c, err := d.DialContext(ctx, "tcp", portal)
 	if err != nil {
 		return -1, err

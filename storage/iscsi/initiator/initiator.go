@@ -20,7 +20,8 @@ type Initiator struct {
 
 	mu      sync.Mutex
 	closed  bool
-	running sync.WaitGroup // sessions
+	open    map[[6]byte]bool // sessions by ISID
+	running sync.WaitGroup   // sessions
 }
 
 // New opens the kernel's control channel. It fails with CodeNoInitiator when
@@ -35,7 +36,7 @@ func New(o Options) (*Initiator, error) {
 }
 
 func newInitiator(o Options, c channel, shut func()) *Initiator {
-	i := &Initiator{opts: o, control: c, shut: shut}
+	i := &Initiator{opts: o, control: c, shut: shut, open: make(map[[6]byte]bool)}
 	i.ctx, i.cancel = context.WithCancel(context.Background())
 	return i
 }
@@ -58,7 +59,7 @@ func (i *Initiator) Close() {
 // itself), CodeNoSession (not reached), CodeNoDevice, CodeNoInitiator.
 func (i *Initiator) Login(ctx context.Context, t Target) (*Session, error) {
 	begin := time.Now()
-	s, err := i.open(ctx, t)
+	s, err := i.start(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -74,10 +75,13 @@ func (i *Initiator) Login(ctx context.Context, t Target) (*Session, error) {
 	return s, nil
 }
 
-// open logs in and starts the session's recovery; there is no device yet.
-func (i *Initiator) open(ctx context.Context, t Target) (*Session, error) {
+// start logs in and starts the session's recovery; there is no device yet.
+func (i *Initiator) start(ctx context.Context, t Target) (*Session, error) {
 	t = t.withDefaults()
 	if err := t.validate(); err != nil {
+		return nil, err
+	}
+	if err := i.reserve(&t); err != nil {
 		return nil, err
 	}
 	s := &Session{
@@ -87,12 +91,14 @@ func (i *Initiator) open(ctx context.Context, t Target) (*Session, error) {
 	}
 	var err error
 	if s.kernel, err = createSession(i.control, s.box); err != nil {
+		i.release(&t)
 		return nil, kernelRefused(&t, err)
 	}
 	if err := s.connect(ctx); err != nil {
 		if e := s.destroy(); e != nil {
 			err = errors.Join(err, e)
 		}
+		i.release(&t)
 		return nil, loginError(&t, err)
 	}
 	s.teller.up()
@@ -100,6 +106,31 @@ func (i *Initiator) open(ctx context.Context, t Target) (*Session, error) {
 		return nil, errors.Join(errClosed, s.destroy())
 	}
 	return s, nil
+}
+
+// reserve admits one session per initiator name, target and portal. A second
+// one would have the same ISID: the two would throw each other out for ever.
+func (i *Initiator) reserve(t *Target) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.closed {
+		return errClosed
+	}
+	if i.open[t.isid()] {
+		return &hotspare.Error{
+			Code: hotspare.CodeVolumeBusy, What: "this node is logged in there already",
+			Where: fmt.Sprintf("%s at %s as %s", t.IQN, t.Portal, t.InitiatorName),
+			Fix:   "use the session that exists, or log out first",
+		}
+	}
+	i.open[t.isid()] = true
+	return nil
+}
+
+func (i *Initiator) release(t *Target) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.open, t.isid())
 }
 
 // manage starts the goroutine that owns s, unless the initiator is closed.
@@ -113,6 +144,7 @@ func (i *Initiator) manage(s *Session) bool {
 	i.running.Go(func() {
 		defer cancel()
 		s.run(ctx, cancel)
+		i.release(&s.target)
 	})
 	return true
 }

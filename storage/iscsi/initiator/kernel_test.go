@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -49,6 +50,9 @@ func TestKernel(t *testing.T) {
 	if l.Values["sectors"] != fmt.Sprint(64<<20/512) {
 		t.Fatalf("the device has %s sectors", l.Values["sectors"])
 	}
+	if l.Values["recovery"] != "86400" || strings.Contains(l.Values["password"], one.secret) {
+		t.Fatalf("the kernel shows %v", l.Values)
+	}
 	l = v.do(order{"op": "write", "name": "one", "seed": 1, "blocks": 64}, 30*time.Second)
 	t.Logf("4 MiB written in %d ms", l.Millis)
 	v.do(order{"op": "verify", "name": "one", "seed": 1, "blocks": 64}, 30*time.Second)
@@ -56,26 +60,49 @@ func TestKernel(t *testing.T) {
 	o := login("two", two, two.secret)
 	o["digests"] = true
 	l = v.do(o, 30*time.Second)
-	if l.Values["digests"] != "01" {
+	if l.Values["digests"] != "0 1" {
 		t.Fatalf("header digests of the connections: %q", l.Values["digests"])
 	}
 	v.do(order{"op": "write", "name": "two", "seed": 2, "blocks": 32}, 30*time.Second)
 
 	// The target dies in the middle of writes and comes back.
-	writing := v.send(order{"op": "write", "name": "one", "seed": 3, "blocks": 1024})
-	time.Sleep(300 * time.Millisecond) // let it write
+	// Four writers at once, so that commands queue up.
+	var writing []string
+	for n := range int64(4) {
+		writing = append(writing, v.send(order{"op": "write", "name": "one", "seed": 3, "first": n * 256, "blocks": 256}))
+	}
+	written := func() bool { // some of it is in the target's file
+		b, err := os.ReadFile(one.disk)
+		return err == nil && blockIs(b[70*guestBlock:][:guestBlock], 3, 70) // the first blocks hold an older pattern
+	}
+	for begin := time.Now(); !written(); time.Sleep(5 * time.Millisecond) {
+		if time.Since(begin) > 20*time.Second {
+			t.Fatal("nothing is written")
+		}
+	}
 	g.kill()
 	v.event("lost", "one", 10*time.Second)
 	v.event("lost", "two", 10*time.Second)
 	outage := outageTime(t)
 	time.Sleep(outage)
+	v.idle(writing[0]) // killed in the middle, and no write was failed
 	g.start()
 	up := time.Now()
 	v.event("recovered", "one", 30*time.Second)
 	t.Logf("recovered %s after the target was back from %s of outage", time.Since(up).Round(time.Millisecond), outage)
 	v.event("recovered", "two", 30*time.Second)
-	if l := v.answer(writing, 60*time.Second); l.Error != "" {
-		t.Fatalf("writing through the outage: %s", l.Error)
+	for range 3 { // and dies again while it is caught up with
+		g.kill()
+		v.event("lost", "one", 10*time.Second)
+		v.event("lost", "two", 10*time.Second)
+		g.start()
+		v.event("recovered", "one", 30*time.Second)
+		v.event("recovered", "two", 30*time.Second)
+	}
+	for _, id := range writing {
+		if l := v.answer(id, 60*time.Second); l.Error != "" {
+			t.Fatalf("writing through the outage: %s", l.Error)
+		}
 	}
 	v.do(order{"op": "verify", "name": "one", "seed": 3, "blocks": 1024}, 60*time.Second)
 	v.do(order{"op": "verify", "name": "two", "seed": 2, "blocks": 32}, 30*time.Second)
@@ -143,20 +170,29 @@ func outageTime(t *testing.T) time.Duration {
 	return d
 }
 
+// guestBlock is the size of one write of the guest.
+const guestBlock = 64 << 10
+
 // checkDisk compares the target's own file with the guest's pattern.
-func checkDisk(t *testing.T, path string, seed uint64, blocks int64) {
+func checkDisk(t *testing.T, path string, seed uint64, blocks int) {
 	t.Helper()
-	const size = 64 << 10
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for n := range blocks {
-		block := b[n*size:][:size]
-		for i := 0; i < size; i += 16 {
-			if binary.LittleEndian.Uint64(block[i:]) != seed+uint64(i) || binary.LittleEndian.Uint64(block[i+8:]) != uint64(n) {
-				t.Fatalf("block %d of the target's file differs at byte %d", n, i)
-			}
+		if !blockIs(b[n*guestBlock:][:guestBlock], seed, uint64(n)) {
+			t.Fatalf("block %d of the target's file differs", n)
 		}
 	}
+}
+
+// blockIs says whether b holds the guest's pattern of block n.
+func blockIs(b []byte, seed, n uint64) bool {
+	for i := 0; i < len(b); i += 16 {
+		if binary.LittleEndian.Uint64(b[i:]) != seed+uint64(i) || binary.LittleEndian.Uint64(b[i+8:]) != n {
+			return false
+		}
+	}
+	return true
 }

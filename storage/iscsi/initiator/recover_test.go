@@ -50,7 +50,7 @@ func newBench(t *testing.T, o Options) *bench {
 
 func (b *bench) open() *Session {
 	b.t.Helper()
-	s, err := b.initiator.open(context.Background(), b.target)
+	s, err := b.initiator.start(context.Background(), b.target)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestLoginToTGT(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			x := b.target
 			c.spoil(&x)
-			s, err := b.initiator.open(context.Background(), x)
+			s, err := b.initiator.start(context.Background(), x)
 			if c.words == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -264,7 +264,7 @@ func TestHangingTarget(t *testing.T) {
 	b.tgt.signal(syscall.SIGSTOP)
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
-	_, err := b.initiator.open(ctx, b.target)
+	_, err := b.initiator.start(ctx, b.target)
 	if hotspare.CodeOf(err) != hotspare.CodeNoSession || !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("got %v", err)
 	}
@@ -278,19 +278,53 @@ func TestHangingTarget(t *testing.T) {
 func TestCloseLeavesSessions(t *testing.T) {
 	b := newBench(t, Options{})
 	s := b.open()
-	lost := b.open()
+	x := b.target
+	x.InitiatorName += "2"
+	lost, err := b.initiator.start(context.Background(), x)
+	if err != nil {
+		t.Fatal(err)
+	}
 	b.kernel.cut(lost.kernel.sid)
 	b.initiator.Close()
 	if n := b.kernel.left(); n != 2 || s.State() != StateClosed {
 		t.Fatalf("%d sessions left, state %v", n, s.State())
 	}
-	if _, err := b.initiator.open(context.Background(), b.target); err == nil {
+	if _, err := b.initiator.start(context.Background(), b.target); err == nil {
 		t.Fatal("a closed initiator logs in")
 	}
 	b.kernel.mu.Lock()
 	defer b.kernel.mu.Unlock()
 	for _, f := range b.kernel.sessions {
 		f.stop()
+	}
+}
+
+// TestOneSessionEach: a second log-in as the same initiator is refused while the
+// first lives; another name is another session.
+func TestOneSessionEach(t *testing.T) {
+	b := newBench(t, Options{})
+	s := b.open()
+	if _, err := b.initiator.start(context.Background(), b.target); hotspare.CodeOf(err) != hotspare.CodeVolumeBusy {
+		t.Fatalf("second log-in: %v", err)
+	}
+	x := b.target
+	x.InitiatorName += "2"
+	other, err := b.initiator.start(context.Background(), x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*Session{other, s} {
+		if err := s.Logout(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.target.Secret = hotspare.NewSecret("wrong")
+	if _, err := b.initiator.start(context.Background(), b.target); hotspare.CodeOf(err) != hotspare.CodeLoginRefused {
+		t.Fatalf("log-in with a wrong secret: %v", err)
+	}
+	b.target.Secret = nodeSecret
+	if s = b.open(); s.State() != StateUp {
+		t.Fatalf("state %v", s.State())
 	}
 }
 

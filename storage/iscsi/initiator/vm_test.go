@@ -279,7 +279,7 @@ func bootVM(t *testing.T) *vm {
 		_ = q.Process.Kill()
 		<-read
 		_ = q.Wait()
-		if t.Failed() {
+		if t.Failed() || os.Getenv("HOTSPARE_TEST_CONSOLE") != "" {
 			log, _ := os.ReadFile(v.console)
 			t.Logf("QEMU: %s\nconsole of the guest:\n%s", stderr.String(), log)
 		}
@@ -339,6 +339,18 @@ func (v *vm) wait(within time.Duration, what string, fits func(guestLine) bool) 
 func (v *vm) event(kind, name string, within time.Duration) guestLine {
 	v.t.Helper()
 	return v.wait(within, kind+" of "+name, func(l guestLine) bool { return l.Event == kind && l.Name == name })
+}
+
+// idle fails when an order was answered already.
+func (v *vm) idle(id string) {
+	v.t.Helper()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, l := range v.lines {
+		if l.Answer == id {
+			v.t.Fatalf("%s was answered already: %+v", id, l)
+		}
+	}
 }
 
 // order is one command to the guest; see testguest.

@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -90,7 +92,10 @@ func (g *guest) obey(c command) {
 
 func (g *guest) login(c command) (map[string]string, error) {
 	if g.initiator.Initiator == nil {
-		i, err := initiator.New(initiator.Options{RefusedRetry: time.Second})
+		i, err := initiator.New(initiator.Options{
+			RefusedRetry: time.Second,
+			Log:          slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -118,19 +123,21 @@ func (g *guest) login(c command) (map[string]string, error) {
 	size, _ := os.ReadFile("/sys/class/block/" + filepath.Base(s.Device()) + "/size")
 	return map[string]string{
 		"device": s.Device(), "wwid": s.WWID(), "sectors": string(bytes.TrimSpace(size)),
-		"digests": connectionAttributes(),
+		"digests":  attributes("connection", "header_digest"),
+		"recovery": attributes("session", "recovery_tmo"),
+		"password": attributes("session", "password"),
 	}, nil
 }
 
-// connectionAttributes shows what the kernel runs the newest connection with.
-func connectionAttributes() string {
-	found, _ := filepath.Glob("/sys/class/iscsi_connection/*/header_digest")
-	out := ""
+// attributes shows an attribute of every connection or session of the kernel.
+func attributes(class, name string) string {
+	found, _ := filepath.Glob("/sys/class/iscsi_" + class + "/*/" + name)
+	var out []string
 	for _, f := range found {
 		b, _ := os.ReadFile(f)
-		out += string(bytes.TrimSpace(b))
+		out = append(out, string(bytes.TrimSpace(b)))
 	}
-	return out
+	return strings.Join(out, " ")
 }
 
 // logout ends the session and shows what is left of its device.

@@ -1,0 +1,511 @@
+package iscsi
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// conn is one connection and, with MaxConnections=1, its session.
+type conn struct {
+	t    *Target
+	nc   net.Conn
+	r    *bufio.Reader
+	done chan struct{} // closed when nothing of the connection runs any more
+
+	nexus     nexus
+	discovery bool
+	cid, tsih uint16
+	params    params
+	lu        *lu // nil in a discovery session
+
+	heard    atomic.Int64 // when the peer was last heard, unix nanoseconds
+	textRest []byte       // of a text answer that did not fit; reader only
+
+	tx sender
+
+	mu      sync.Mutex
+	cmdSN   uint32 // next one expected
+	active  uint32 // commands that hold a place in the window
+	tasks   map[uint32]*task
+	held    int     // bytes of write data that started tasks hold
+	waiting []*task // for held to go down
+	nextTag uint32
+	running sync.WaitGroup // commands and task management under way
+
+	statSN uint32 // during log-in; afterwards tx has it
+}
+
+func newConn(t *Target, nc net.Conn) *conn {
+	c := &conn{
+		t: t, nc: nc, r: bufio.NewReaderSize(nc, 64<<10), done: make(chan struct{}),
+		params: defaultParams(), tasks: map[uint32]*task{},
+	}
+	c.tx.cond.L = &c.tx.mu
+	return c
+}
+
+// cut ends the connection at once.
+func (c *conn) cut() {
+	c.nc.Close()
+	c.tx.stop()
+}
+
+// revoked ends the session because its grant is gone: the initiator is told, if
+// it listens, and then cut. It does not block.
+func (c *conn) revoked() {
+	var h Header
+	h.SetOpcode(OpAsync, false)
+	h.SetFlags(0x80)
+	h.SetTaskTag(ReservedTag)
+	h[36] = 3 // the target drops all connections of this session
+	exp, limit := c.window()
+	h.SetWindow(exp, limit)
+	c.tx.putNow(&h, c.params.digests, true)
+	c.finish()
+}
+
+// finish cuts the connection once all that is queued was sent, at most a moment
+// later.
+func (c *conn) finish() {
+	c.nc.SetWriteDeadline(time.Now().Add(250 * time.Millisecond))
+	c.tx.mu.Lock()
+	c.tx.finishing = true
+	idle := !c.tx.started
+	c.tx.cond.Broadcast()
+	c.tx.mu.Unlock()
+	if idle { // still in log-in: nothing will send
+		c.cut()
+	}
+}
+
+// run serves the connection to its end.
+func (c *conn) run(ctx context.Context) {
+	defer close(c.done)
+	defer c.t.forget(c)
+	err := c.login(ctx)
+	if err != nil {
+		if !isGone(err) {
+			c.t.opts.Log.Warn("iscsi: log-in refused", "address", c.nc.RemoteAddr().String(), "initiator", c.nexus.initiator, "err", err)
+		}
+	} else {
+		err = c.serve()
+		if err != nil && !isGone(err) {
+			c.t.opts.Log.Warn("iscsi: session dropped", "initiator", c.nexus.initiator, "target", c.nexus.target, "err", err)
+		}
+	}
+	c.cut()
+	c.abandon()
+	c.running.Wait()
+	if c.lu != nil {
+		c.lu.leave()
+		c.lu.att.End()
+	}
+}
+
+// isGone says whether the peer merely went away.
+func isGone(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, errLoggedOut)
+}
+
+var errLoggedOut = errors.New("iscsi: logged out")
+
+// serve is the full feature phase.
+func (c *conn) serve() error {
+	c.tx.mu.Lock()
+	c.tx.statSN = c.statSN
+	c.tx.started = true
+	c.tx.mu.Unlock()
+	var helpers sync.WaitGroup
+	helpers.Go(func() { c.tx.run(c.nc) })
+	ended := make(chan struct{})
+	helpers.Go(func() { c.ping(ended) })
+	err := c.receive()
+	c.finish() // a Reject or the answer to a log-out still goes out
+	close(ended)
+	helpers.Wait()
+	return err
+}
+
+// ping asks a silent peer whether it lives, and cuts one that does not answer.
+func (c *conn) ping(ended <-chan struct{}) {
+	every := c.t.opts.PingAfter
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	c.heard.Store(time.Now().UnixNano())
+	for {
+		select {
+		case <-ended:
+			return
+		case <-tick.C:
+		}
+		silent := time.Since(time.Unix(0, c.heard.Load()))
+		if silent > 3*every {
+			c.t.opts.Log.Warn("iscsi: silent session dropped", "initiator", c.nexus.initiator, "target", c.nexus.target, "silent", silent)
+			c.cut()
+			return
+		}
+		if silent > every {
+			var h Header
+			h.SetOpcode(OpNopIn, false)
+			h.SetFlags(0x80)
+			h.SetTaskTag(ReservedTag)
+			h.SetTransferTag(c.newTag())
+			c.send(&h, nil, false)
+		}
+	}
+}
+
+func (c *conn) newTag() uint32 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nextTag++
+	if c.nextTag == ReservedTag {
+		c.nextTag = 0
+	}
+	return c.nextTag
+}
+
+// window gives ExpCmdSN and MaxCmdSN.
+func (c *conn) window() (exp, limit uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cmdSN, c.cmdSN + commandWindow - 1 - c.active
+}
+
+// send queues a PDU with status number and window. counted PDUs take a status
+// number, others show the next one.
+func (c *conn) send(h *Header, data []byte, counted bool) {
+	exp, limit := c.window()
+	h.SetWindow(exp, limit)
+	c.tx.put(h, data, c.params.digests, counted, true)
+}
+
+// sender is the queue of a connection to the peer. One goroutine writes all
+// that has gathered at once.
+type sender struct {
+	mu        sync.Mutex
+	cond      sync.Cond
+	out       []byte
+	statSN    uint32
+	started   bool // run is there, or about to be
+	finishing bool // end when out is empty
+	stopped   bool
+}
+
+// maxQueued is how much may wait to be sent before commands wait.
+const maxQueued = 4 << 20
+
+// put appends a PDU. withStat sets the StatSN field.
+func (s *sender) put(h *Header, data []byte, d Digests, counted, withStat bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.out) > maxQueued && !s.stopped && !s.finishing {
+		s.cond.Wait()
+	}
+	s.append(h, data, d, counted, withStat)
+}
+
+// putNow appends a PDU without data, whatever is queued already: what a session
+// may have outstanding bounds it.
+func (s *sender) putNow(h *Header, d Digests, counted bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.append(h, nil, d, counted, true)
+}
+
+// append does put's work; s.mu is held.
+func (s *sender) append(h *Header, data []byte, d Digests, counted, withStat bool) {
+	if s.stopped || s.finishing {
+		return
+	}
+	if withStat {
+		h.SetStatSN(s.statSN)
+	}
+	if counted {
+		s.statSN++
+	}
+	s.out = appendFrame(s.out, h, data, d)
+	s.cond.Broadcast()
+}
+
+// appendFrame is AppendPDU without an allocation.
+func appendFrame(b []byte, h *Header, data []byte, d Digests) []byte {
+	h[4] = 0
+	h.SetDataLength(len(data))
+	b = append(b, h[:]...)
+	if d.Header {
+		b = binary.LittleEndian.AppendUint32(b, Digest(h[:]))
+	}
+	if len(data) == 0 {
+		return b
+	}
+	start := len(b)
+	b = append(b, data...)
+	for range pad(len(data)) {
+		b = append(b, 0)
+	}
+	if d.Data {
+		b = binary.LittleEndian.AppendUint32(b, Digest(b[start:]))
+	}
+	return b
+}
+
+func (s *sender) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+	s.cond.Broadcast()
+}
+
+// run writes until the connection ends.
+func (s *sender) run(nc net.Conn) {
+	var buf []byte
+	for {
+		s.mu.Lock()
+		for len(s.out) == 0 && !s.stopped && !s.finishing {
+			s.cond.Wait()
+		}
+		if s.stopped || len(s.out) == 0 {
+			s.stopped = true
+			s.cond.Broadcast()
+			s.mu.Unlock()
+			nc.Close()
+			return
+		}
+		buf, s.out = s.out, buf[:0]
+		s.cond.Broadcast()
+		s.mu.Unlock()
+		if _, err := nc.Write(buf); err != nil {
+			nc.Close()
+			s.stop()
+			return
+		}
+		if cap(buf) > 2*maxQueued {
+			buf = nil
+		}
+	}
+}
+
+// receive reads and dispatches PDUs until the connection ends.
+func (c *conn) receive() error {
+	var h Header
+	ahs := make([]byte, 0, 1024)
+	for {
+		if _, err := io.ReadFull(c.r, h[:]); err != nil {
+			return err
+		}
+		c.heard.Store(time.Now().UnixNano())
+		ahs = ahs[:h.AHSLength()]
+		if _, err := io.ReadFull(c.r, ahs); err != nil {
+			return noEOF(err)
+		}
+		if c.params.digests.Header {
+			var b [4]byte
+			if _, err := io.ReadFull(c.r, b[:]); err != nil {
+				return noEOF(err)
+			}
+			if binary.LittleEndian.Uint32(b[:]) != Digest(h[:], ahs) {
+				return ErrHeaderDigest
+			}
+		}
+		if n := h.DataLength(); n > maxRecvSegment {
+			return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLong, n, maxRecvSegment)
+		}
+		if err := c.dispatch(&h, len(ahs)); err != nil {
+			return err
+		}
+	}
+}
+
+// dispatch handles one PDU whose data segment is still to be read.
+func (c *conn) dispatch(h *Header, ahs int) error {
+	op := h.Opcode()
+	if op == OpDataOut {
+		return c.dataOut(h)
+	}
+	data := make([]byte, h.DataLength())
+	if err := c.readData(data); err != nil {
+		if errors.Is(err, ErrDataDigest) {
+			c.reject(h, rejectDataDigest)
+		}
+		return err
+	}
+	if !c.inOrder(h) {
+		return nil
+	}
+	switch op {
+	case OpSCSICommand:
+		if c.discovery {
+			return c.protocolError(h, "a SCSI command in a discovery session")
+		}
+		return c.command(h, ahs, data)
+	case OpNopOut:
+		c.nopOut(h, data)
+	case OpTextRequest:
+		return c.text(h, data)
+	case OpTaskRequest:
+		c.taskRequest(h)
+	case OpLogout:
+		return c.logout(h)
+	case OpSNACK:
+		c.reject(h, rejectSNACK)
+	case OpLoginRequest:
+		return c.protocolError(h, "a log-in in the full feature phase")
+	default:
+		c.reject(h, rejectCommand)
+	}
+	return nil
+}
+
+// readData reads a data segment into dst, with padding and digest.
+func (c *conn) readData(dst []byte) error {
+	if len(dst) == 0 {
+		return nil
+	}
+	if _, err := io.ReadFull(c.r, dst); err != nil {
+		return noEOF(err)
+	}
+	var tail [8]byte // padding, digest
+	p := pad(len(dst))
+	n := p
+	if c.params.digests.Data {
+		n += 4
+	}
+	if _, err := io.ReadFull(c.r, tail[:n]); err != nil {
+		return noEOF(err)
+	}
+	if c.params.digests.Data && binary.LittleEndian.Uint32(tail[p:]) != Digest(dst, tail[:p]) {
+		return ErrDataDigest
+	}
+	return nil
+}
+
+// inOrder says whether a request is to be looked at: one for immediate delivery
+// is, any other only with the number that is expected (RFC 7143, 4.2.2.1). On a
+// single connection nothing can fill a gap, so what is out of order is ignored.
+func (c *conn) inOrder(h *Header) bool {
+	if h.Immediate() {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if h.CmdSN() != c.cmdSN || c.active >= commandWindow {
+		return false
+	}
+	c.cmdSN++
+	return true
+}
+
+// Reasons of a Reject (RFC 7143, 11.17.1).
+const (
+	rejectDataDigest = 0x02
+	rejectSNACK      = 0x03
+	rejectProtocol   = 0x04
+	rejectCommand    = 0x05
+	rejectInvalid    = 0x09
+)
+
+func (c *conn) reject(bad *Header, reason byte) {
+	var h Header
+	h.SetOpcode(OpReject, false)
+	h.SetFlags(0x80)
+	h[2] = reason
+	h.SetTaskTag(ReservedTag)
+	c.send(&h, append([]byte(nil), bad[:]...), true)
+}
+
+// protocolError rejects a PDU and ends the connection.
+func (c *conn) protocolError(h *Header, format string, a ...any) error {
+	c.reject(h, rejectProtocol)
+	return fmt.Errorf("iscsi: protocol error: "+format, a...)
+}
+
+func (c *conn) nopOut(h *Header, data []byte) {
+	if h.TaskTag() == ReservedTag {
+		return // the answer to our own ping
+	}
+	var r Header
+	r.SetOpcode(OpNopIn, false)
+	r.SetFlags(0x80)
+	r.SetLUN(h.LUN())
+	r.SetTaskTag(h.TaskTag())
+	r.SetTransferTag(ReservedTag)
+	c.send(&r, data[:min(len(data), c.params.peerSegment)], true)
+}
+
+func (c *conn) logout(h *Header) error {
+	var r Header
+	r.SetOpcode(OpLogoutResponse, false)
+	r.SetFlags(0x80)
+	r.SetTaskTag(h.TaskTag())
+	reason := h.Flags() & 0x7f
+	switch {
+	case reason == 1 && h.Uint16(20) != c.cid:
+		r[2] = 1 // no such connection
+	case reason == 2:
+		r[2] = 2 // recovery is not supported
+	case reason > 2:
+		c.reject(h, rejectInvalid)
+		return nil
+	}
+	c.send(&r, nil, true)
+	if r[2] != 0 {
+		return nil
+	}
+	return errLoggedOut
+}
+
+// text answers SendTargets (RFC 7143, appendix C).
+func (c *conn) text(h *Header, data []byte) error {
+	var reply []byte
+	if h.TransferTag() == ReservedTag {
+		pairs, err := ParseText(data)
+		if err != nil {
+			return c.protocolError(h, "%w", err)
+		}
+		reply = c.answerText(pairs)
+	} else {
+		reply = c.textRest
+	}
+	part := reply[:min(len(reply), c.params.peerSegment)]
+	c.textRest = reply[len(part):]
+	var r Header
+	r.SetOpcode(OpTextResponse, false)
+	r.SetLUN(h.LUN())
+	r.SetTaskTag(h.TaskTag())
+	if len(c.textRest) == 0 {
+		r.SetFlags(0x80)
+		r.SetTransferTag(ReservedTag)
+	} else {
+		r.SetFlags(0x40)
+		r.SetTransferTag(1)
+	}
+	c.send(&r, part, true)
+	return nil
+}
+
+func (c *conn) answerText(pairs Pairs) []byte {
+	var reply Pairs
+	for _, kv := range pairs {
+		if kv.Key != "SendTargets" {
+			reply.Add(kv.Key, notUnderstood)
+			continue
+		}
+		for _, name := range c.t.opts.Directory.Visible(c.nexus.initiator) {
+			own := name == c.nexus.target
+			if c.discovery && (kv.Value == "All" || kv.Value == name) || own && (kv.Value == "" || kv.Value == name) {
+				reply.Add("TargetName", name)
+				reply.Add("TargetAddress", c.nc.LocalAddr().String()+","+portalGroup)
+			}
+		}
+	}
+	return reply.Encode()
+}

@@ -1,0 +1,230 @@
+package iscsi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"hotspare/storage"
+)
+
+// Directory says who may see what; storage.Exports is one. An initiator never
+// learns of, or reaches, anything that the directory does not give it.
+type Directory interface {
+	// Visible gives the target names that SendTargets shows the initiator.
+	Visible(initiator string) []string
+	// Find gives what the initiator must prove to use the target, or an error.
+	Find(initiator, target string) (storage.Export, error)
+	// Attach opens a session after the proof.
+	Attach(ctx context.Context, l storage.Login) (*storage.Attachment, error)
+}
+
+// Options of New.
+type Options struct {
+	Directory Directory // required
+	// Log gets one line per log-in, refusal and lost session; nil discards.
+	Log *slog.Logger
+	// LoginTimeout bounds the time from connection to full feature phase;
+	// default 15 s.
+	LoginTimeout time.Duration
+	// PingAfter is how long a connection may be silent before the target sends
+	// a NOP-In; after three times that without a word it is dropped. Default
+	// 20 s.
+	PingAfter time.Duration
+	// MaxConnections bounds the connections, those that log in included;
+	// default 4096.
+	MaxConnections int
+	// MaxLogins bounds the log-ins in progress; default 256.
+	MaxLogins int
+}
+
+func (o Options) withDefaults() Options {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.LoginTimeout == 0 {
+		o.LoginTimeout = 15 * time.Second
+	}
+	if o.PingAfter == 0 {
+		o.PingAfter = 20 * time.Second
+	}
+	if o.MaxConnections == 0 {
+		o.MaxConnections = 4096
+	}
+	if o.MaxLogins == 0 {
+		o.MaxLogins = 256
+	}
+	return o
+}
+
+// Target serves volumes to initiators. Its methods are safe for concurrent use.
+type Target struct {
+	opts       Options
+	logins     chan struct{} // one place per log-in in progress
+	operations []operation
+
+	mu       sync.Mutex
+	conns    map[*conn]struct{}
+	sessions map[nexus]*conn
+	units    map[string]*unit // by volume uid
+	tsih     uint16
+	closed   bool
+}
+
+// nexus names a session: the initiator port (name and ISID) and the target. A
+// log-in with the same nexus replaces the session (RFC 7143, 6.3.5).
+type nexus struct {
+	initiator string
+	isid      [6]byte
+	target    string
+}
+
+// New makes a target. It panics without a directory: that is a fault of the
+// program.
+func New(opts Options) *Target {
+	if opts.Directory == nil {
+		panic("iscsi: Options.Directory is missing")
+	}
+	opts = opts.withDefaults()
+	return &Target{
+		opts: opts, logins: make(chan struct{}, opts.MaxLogins), operations: buildOperations(),
+		conns: map[*conn]struct{}{}, sessions: map[nexus]*conn{}, units: map[string]*unit{},
+	}
+}
+
+// Serve accepts connections on ln until ctx ends or Close is called; then it
+// closes ln, cuts the connections that came through it, waits for their
+// commands and returns nil. Several portals are several calls.
+func (t *Target) Serve(ctx context.Context, ln net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	var open sync.WaitGroup
+	defer open.Wait()
+	var backoff time.Duration
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				cancel()
+				return nil
+			}
+			// Out of descriptors, most likely: others may still end.
+			backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
+			t.opts.Log.Warn("iscsi: accept failed", "listener", ln.Addr().String(), "err", err)
+			select {
+			case <-time.After(backoff):
+				continue
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		backoff = 0
+		c, err := t.newConn(nc)
+		if err != nil {
+			nc.Close()
+			continue
+		}
+		open.Go(func() {
+			stop := context.AfterFunc(ctx, c.cut)
+			defer stop()
+			c.run(ctx)
+		})
+	}
+}
+
+// Close cuts all connections. Serve returns when its listener is closed too.
+func (t *Target) Close() error {
+	t.mu.Lock()
+	t.closed = true
+	cs := make([]*conn, 0, len(t.conns))
+	for c := range t.conns {
+		cs = append(cs, c)
+	}
+	t.mu.Unlock()
+	for _, c := range cs {
+		c.cut()
+	}
+	for _, c := range cs {
+		<-c.done
+	}
+	return nil
+}
+
+func (t *Target) newConn(nc net.Conn) (*conn, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || len(t.conns) >= t.opts.MaxConnections {
+		return nil, errors.New("iscsi: no connections are accepted")
+	}
+	c := newConn(t, nc)
+	t.conns[c] = struct{}{}
+	return c, nil
+}
+
+// forget removes an ended connection.
+func (t *Target) forget(c *conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.conns, c)
+	if t.sessions[c.nexus] == c {
+		delete(t.sessions, c.nexus)
+	}
+}
+
+// register makes c the session of its nexus, after the session that was it has
+// ended completely: none of its commands runs any more.
+func (t *Target) register(ctx context.Context, c *conn) error {
+	for {
+		t.mu.Lock()
+		old := t.sessions[c.nexus]
+		if old == nil {
+			t.tsih++
+			if t.tsih == 0 {
+				t.tsih = 1
+			}
+			c.tsih = t.tsih
+			t.sessions[c.nexus] = c
+			t.mu.Unlock()
+			return nil
+		}
+		t.mu.Unlock()
+		t.opts.Log.Info("iscsi: session replaced", "initiator", c.nexus.initiator, "target", c.nexus.target)
+		old.cut()
+		select {
+		case <-old.done:
+		case <-ctx.Done():
+			return fmt.Errorf("iscsi: the session to be replaced does not end: %w", ctx.Err())
+		}
+	}
+}
+
+// knows says whether a session has this number.
+func (t *Target) knows(tsih uint16) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, c := range t.sessions {
+		if c.tsih == tsih {
+			return true
+		}
+	}
+	return false
+}
+
+// unit gives the shared state of a volume under an epoch. Another epoch begins
+// afresh: reservations and attentions of the old grant are gone with it.
+func (t *Target) unit(e storage.Export) *unit {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	u := t.units[e.UID]
+	if u == nil || u.epoch != e.Epoch {
+		u = newUnit(e.Epoch)
+		t.units[e.UID] = u
+	}
+	return u
+}

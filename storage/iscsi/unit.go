@@ -1,0 +1,107 @@
+package iscsi
+
+import (
+	"encoding/hex"
+	"sync"
+
+	"hotspare/storage"
+)
+
+// unit is the state of one logical unit that its sessions share: who is there,
+// reservations, and the lock of commands that must be atomic. It belongs to one
+// volume under one epoch.
+type unit struct {
+	epoch uint64
+	// atomic is held shared by writes and alone by COMPARE AND WRITE and ORWRITE.
+	atomic sync.RWMutex
+
+	mu           sync.Mutex
+	sessions     map[*lu]struct{}
+	reservations reservations
+	protected    bool // the SWP bit of the control mode page
+}
+
+func newUnit(epoch uint64) *unit {
+	return &unit{epoch: epoch, sessions: map[*lu]struct{}{}}
+}
+
+func (u *unit) members() []*lu {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	ls := make([]*lu, 0, len(u.sessions))
+	for l := range u.sessions {
+		ls = append(ls, l)
+	}
+	return ls
+}
+
+// reset aborts all tasks of all sessions and tells the others. Persistent
+// reservations stay, the others go (SPC-4, 5.12).
+func (u *unit) reset(by *lu) {
+	for _, l := range u.members() {
+		l.c.abortAll()
+		if l != by {
+			l.attend(attentionReset)
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.reservations.legacy = nil
+	u.protected = false
+}
+
+// lu is a session's view of the logical unit: the nexus.
+type lu struct {
+	unit *unit
+	att  *storage.Attachment
+	c    *conn
+	port string // the initiator port's name, as reservations know it
+
+	mu         sync.Mutex
+	attentions []sense // unit attentions to report, oldest first
+}
+
+func newLU(u *unit, a *storage.Attachment, c *conn) *lu {
+	l := &lu{unit: u, att: a, c: c, port: c.nexus.initiator + ",i,0x" + hex.EncodeToString(c.nexus.isid[:])}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.sessions[l] = struct{}{}
+	return l
+}
+
+// leave ends the session's part in the unit. Its registrations stay (SPC-4,
+// 5.12.5), its legacy reservation goes.
+func (l *lu) leave() {
+	l.unit.mu.Lock()
+	defer l.unit.mu.Unlock()
+	delete(l.unit.sessions, l)
+	if l.unit.reservations.legacy == l {
+		l.unit.reservations.legacy = nil
+	}
+}
+
+// maxAttentions bounds what waits for a session that asks nothing.
+const maxAttentions = 8
+
+// attend notes a unit attention.
+func (l *lu) attend(s sense) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.attentions) < maxAttentions {
+		l.attentions = append(l.attentions, s)
+	}
+}
+
+// attention takes the oldest unit attention.
+func (l *lu) attention() (sense, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.attentions) == 0 {
+		return sense{}, false
+	}
+	s := l.attentions[0]
+	l.attentions = l.attentions[1:]
+	return s, true
+}
+
+func (l *lu) blocks() uint64 { return uint64(l.att.Size()) / blockSize }
