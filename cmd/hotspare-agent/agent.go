@@ -1,0 +1,289 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hotspare/cmd/hotspare-agent/fence"
+	"hotspare/cmd/hotspare-agent/nic"
+	"hotspare/cmd/hotspare-agent/pid1"
+	"hotspare/haengine/agentlink"
+	"hotspare/haengine/agentlink/client"
+)
+
+// How long a node shows why it cannot go on before it boots again.
+const refusedPause = 60 * time.Second
+
+// networkDeadline bounds the wait for a NIC, a carrier and an address.
+const networkDeadline = 5 * time.Minute
+
+// Switcher replaces the initramfs by the image's root.
+type Switcher interface {
+	Switch(root, init string) error
+}
+
+// Resetter resets the machine, now or at a deadline.
+type Resetter interface {
+	Arm(at time.Duration) error
+	Disarm() error
+	Reset() error
+}
+
+// agent is the whole of the agent's process.
+type agent struct {
+	boot  agentlink.BootConfig
+	facts agentlink.Facts
+	out   *console
+	log   *slog.Logger
+	up    func() time.Duration
+
+	control   Switcher
+	guard     Resetter
+	nic       nic.Link
+	addresses *nic.Addresses
+	initiator Initiator
+	monitors  Monitors
+	link      *client.Client
+	lease     fence.Lease
+
+	mu      sync.Mutex
+	phase   agentlink.Phase
+	load    *load         // what the node carries, or nil
+	granted time.Duration // when the last granted heartbeat was sent
+}
+
+// runAgent is the agent's process from its start to the machine's end.
+func runAgent() {
+	out := newConsole()
+	log := out.logger()
+	if err := fence.Pin(); err != nil {
+		log.Warn("the agent is not wholly pinned in memory", "err", err)
+	}
+	a := &agent{out: out, log: log, up: bootTime, phase: agentlink.PhaseParked}
+	err := a.run(context.Background())
+	out.say("this node cannot go on: %v", err)
+	out.say("it boots again in %s", refusedPause)
+	time.Sleep(refusedPause)
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	select {}
+}
+
+// run returns only when the node can do nothing more in this boot.
+func (a *agent) run(ctx context.Context) error {
+	a.out.mark("agent")
+	control, err := pid1.OpenControl()
+	if err != nil {
+		return err
+	}
+	guard, err := fence.StartGuard(pid1.AgentPath)
+	if err != nil {
+		return err
+	}
+	a.control, a.guard = control, guard
+	boot, err := a.network(ctx)
+	if err != nil {
+		return err
+	}
+	a.facts = readFacts(a.nic, boot)
+	if a.initiator, err = newKernelInitiator(a.log); err != nil {
+		return err
+	}
+	if err := a.readBootConfig(); err != nil {
+		return err
+	}
+	go a.watch(ctx)
+	return a.serve(ctx)
+}
+
+// network brings the NIC up and gets the boot address.
+func (a *agent) network(ctx context.Context) (nic.Boot, error) {
+	wait, cancel := context.WithTimeout(ctx, networkDeadline)
+	defer cancel()
+	tell := func(text string) { a.out.say("%s", text) }
+	link, err := nic.Up(wait, nic.BootMAC(readWord("/proc/cmdline")), tell)
+	if err != nil {
+		return nic.Boot{}, err
+	}
+	a.out.mark("link")
+	boot, err := nic.Acquire(wait, link, tell)
+	if err != nil {
+		return nic.Boot{}, err
+	}
+	a.out.mark("address")
+	a.out.say("address %s on %s", boot.Address, link.MAC)
+	a.nic = link
+	if a.addresses, err = nic.NewAddresses(link); err != nil {
+		return nic.Boot{}, err
+	}
+	go nic.Keep(ctx, link, boot, a.log)
+	return boot, nil
+}
+
+// readBootConfig reads boot.json and takes it away: the token is not for the
+// image.
+func (a *agent) readBootConfig() error {
+	text, err := os.ReadFile(agentlink.BootConfigPath)
+	if err != nil {
+		return errors.New("no boot configuration: this boot was not given one, or it was fetched before by somebody else (" + err.Error() + ")")
+	}
+	_ = os.Remove(agentlink.BootConfigPath)
+	if a.boot, err = agentlink.ParseBootConfig(text); err != nil {
+		return err
+	}
+	if a.boot.Token.IsZero() {
+		a.out.say("node %s (system UUID %s, network card %s) is not approved", a.boot.Node, a.facts.UUID, strings.Join(a.facts.MACs, ", "))
+		return errors.New("the appliance gave no token: approve the node there")
+	}
+	return nil
+}
+
+// serve keeps the link up. It returns when the join is refused.
+func (a *agent) serve(ctx context.Context) error {
+	link, err := client.New(client.Options{
+		Addr: a.boot.Appliance.String(), CA: []byte(a.boot.CA), Node: a.boot.Node, Token: a.boot.Token,
+		Facts: a.facts, Software: version,
+		Beat: a.beat, Acked: a.acked, Order: a.order, State: a.linkState, Now: a.up,
+		Dial: (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 5 * time.Second}).DialContext,
+		Log:  a.log,
+	})
+	if err != nil {
+		return err
+	}
+	a.link = link
+	a.monitors = newMonitors(link.Sample)
+	err = link.Run(ctx)
+	if err == nil {
+		err = ctx.Err()
+	}
+	return err
+}
+
+// linkState tells the console what the node waits for.
+func (a *agent) linkState(s client.State) {
+	if !s.Up {
+		a.out.say("no link to the appliance at %s: %s", a.boot.Appliance, s.Why)
+		return
+	}
+	a.out.mark("joined")
+	a.out.say("%s", s.Why)
+	if a.current() != nil {
+		return
+	}
+	switch a.boot.Mode {
+	case agentlink.ModeDiscovery:
+		a.out.say("node %s is inspected and waits; nothing is started on it", a.link.Node())
+	default:
+		a.out.say("node %s waits for the application that it is to carry", a.link.Node())
+	}
+}
+
+// current gives what the node carries, or nil.
+func (a *agent) current() *load {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.load
+}
+
+func (a *agent) setPhase(p agentlink.Phase) {
+	a.mu.Lock()
+	a.phase = p
+	a.mu.Unlock()
+	a.out.say("phase %s", p)
+}
+
+// beat makes a heartbeat.
+func (a *agent) beat() agentlink.Heartbeat {
+	a.mu.Lock()
+	l, phase := a.load, a.phase
+	a.mu.Unlock()
+	h := agentlink.Heartbeat{Phase: phase, Metrics: readMetrics()}
+	if l == nil {
+		return h
+	}
+	h.App, h.Epoch = l.app.Name, l.epoch
+	if g := l.service(); g != nil {
+		h.Resources = g.States()
+		if phase == agentlink.PhaseOnline && anyFailed(h.Resources) {
+			h.Phase = agentlink.PhaseDegraded
+		}
+	}
+	now := a.up()
+	h.Metrics.StorageLostMillis = l.disks.lostFor(now).Milliseconds()
+	if left, ok := a.lease.Held(now); ok {
+		h.Metrics.LeaseMillisLeft = left.Milliseconds()
+	}
+	h.Metrics.WitnessCounter = l.witnessCounter()
+	return h
+}
+
+func anyFailed(resources []agentlink.Resource) bool {
+	for _, r := range resources {
+		if r.State == agentlink.ResourceFailed {
+			return true
+		}
+	}
+	return false
+}
+
+// acked takes the appliance's answer to a heartbeat: the lease, or its end.
+func (a *agent) acked(sent time.Duration, ack agentlink.HeartbeatAck) {
+	l := a.current()
+	if l == nil {
+		return
+	}
+	if ack.Drop {
+		go a.drop("the appliance ended the grant: " + ack.Reason)
+		return
+	}
+	if !ack.Granted {
+		return
+	}
+	end, ok := a.lease.Grant(l.app.Name, l.epoch, sent, ack.Lease.D())
+	if !ok {
+		return
+	}
+	a.mu.Lock()
+	a.granted = max(a.granted, sent)
+	a.mu.Unlock()
+	if err := a.guard.Arm(end + l.policy.DropBound.D()); err != nil {
+		a.log.Error("the guard does not answer; the agent goes on alone", "err", err)
+	}
+}
+
+// watch follows the lease and the volumes, and drops the service when one of
+// them is gone.
+func (a *agent) watch(ctx context.Context) {
+	go func() {
+		if a.lease.Watch(ctx, a.up) {
+			a.drop("the lease ended")
+		}
+	}()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		l := a.current()
+		if l == nil || l.isDone() {
+			continue
+		}
+		a.mu.Lock()
+		granted := a.granted
+		a.mu.Unlock()
+		if why, drop := l.disks.verdict(a.up(), l.policy.Lease.D(), granted); drop {
+			a.drop(why)
+			return
+		}
+	}
+}

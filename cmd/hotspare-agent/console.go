@@ -1,0 +1,65 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync/atomic"
+)
+
+// console writes lines to the node's screen or serial line. It never blocks its
+// callers: a line that the console does not take in time is dropped.
+type console struct {
+	lines   chan string
+	dropped atomic.Int64
+}
+
+// newConsole opens /dev/console, or standard output where there is none.
+func newConsole() *console {
+	c := &console{lines: make(chan string, 256)}
+	f, err := os.OpenFile("/dev/console", os.O_WRONLY, 0)
+	if err != nil {
+		f = os.Stdout
+	}
+	go func() {
+		for line := range c.lines {
+			_, _ = f.WriteString(line)
+		}
+	}()
+	return c
+}
+
+// say writes one line with the time since the kernel started.
+func (c *console) say(format string, args ...any) {
+	up := bootTime().Milliseconds()
+	text := fmt.Sprintf("hotspare [%3d.%03d] %s\r\n", up/1000, up%1000, fmt.Sprintf(format, args...))
+	select {
+	case c.lines <- text:
+	default:
+		c.dropped.Add(1)
+	}
+}
+
+// mark writes a line that tells when a phase of the boot was reached:
+// "mark PHASE MILLISECONDS", since the kernel started.
+func (c *console) mark(phase string) { c.say("mark %s %d", phase, bootTime().Milliseconds()) }
+
+// logger gives a slog.Logger that writes to the console.
+func (c *console) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(lineWriter{c}, &slog.HandlerOptions{
+		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && (a.Key == slog.TimeKey || (a.Key == slog.LevelKey && a.Value.String() == "INFO")) {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+}
+
+type lineWriter struct{ c *console }
+
+func (w lineWriter) Write(b []byte) (int, error) {
+	w.c.say("%s", strings.TrimSuffix(string(b), "\n"))
+	return len(b), nil
+}

@@ -1,0 +1,209 @@
+package pid1
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// AgentArg0 is the agent's argv[0]. The '@' is systemd's convention for
+// processes that serve the root's storage.
+const AgentArg0 = "@hotspare-agent"
+
+// rebootDelay is the time for a person to read the console.
+const rebootDelay = 60 * time.Second
+
+// Run is PID 1. It does not return: it ends as the image's init, or reboots.
+func Run(say func(format string, args ...any)) {
+	err := run(say)
+	say("PID 1 cannot go on: %v", err)
+	say("this node reboots in %s", rebootDelay)
+	time.Sleep(rebootDelay)
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	select {}
+}
+
+func run(say func(format string, args ...any)) error {
+	loaded, failures := LoadModules(ModulesList)
+	for _, err := range failures {
+		say("%v", err)
+	}
+	say("%d modules loaded", loaded)
+	if err := copySelf(); err != nil {
+		return fmt.Errorf("copy the agent to %s: %w", AgentPath, err)
+	}
+	control, agent, err := start()
+	if err != nil {
+		return fmt.Errorf("start the agent: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- agent.Wait() }()
+	asked := make(chan switchRequest, 1)
+	go func() {
+		r, err := readRequest(control)
+		r.err = err
+		asked <- r
+	}()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("the agent ended: %w", errors.Join(err, errors.New("nothing is left to do")))
+	case r := <-asked:
+		if r.err != nil {
+			return fmt.Errorf("read the agent's word: %w", errors.Join(r.err, <-ended))
+		}
+		return become(control, r)
+	}
+}
+
+// copySelf puts the running executable where it outlives the initramfs.
+func copySelf() error {
+	in, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(AgentPath, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		return errors.Join(err, out.Close())
+	}
+	return out.Close()
+}
+
+// start runs the agent with a control socket as descriptor 3. The agent and all
+// its threads inherit PR_SET_IO_FLUSHER: memory that they need is never waited
+// for behind writes to the volume whose session they recover.
+func start() (*net.UnixConn, *exec.Cmd, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	own, theirs := os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control")
+	defer theirs.Close()
+	conn, err := net.FileConn(own)
+	_ = own.Close()
+	if err != nil {
+		return nil, nil, err
+	}
+	cmd := &exec.Cmd{
+		Path: AgentPath, Args: []string{AgentArg0},
+		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"},
+		Stdin: nil, Stdout: os.Stdout, Stderr: os.Stderr,
+		ExtraFiles: []*os.File{theirs},
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	flusher := unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0) == nil // Linux 5.6
+	err = cmd.Start()
+	if flusher {
+		_ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 0, 0, 0, 0)
+	}
+	return conn.(*net.UnixConn), cmd, err
+}
+
+// switchRequest is the agent's word: the new root is mounted, execute init.
+type switchRequest struct {
+	root string
+	init string
+	err  error
+}
+
+const switchVerb = "switch"
+
+func readRequest(r io.Reader) (switchRequest, error) {
+	line, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil {
+		return switchRequest{}, err
+	}
+	words := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+	if len(words) != 3 || words[0] != switchVerb {
+		return switchRequest{}, fmt.Errorf("unknown word %q", line)
+	}
+	return switchRequest{root: words[1], init: words[2]}, nil
+}
+
+// become turns PID 1 into the image's init. The agent learns of the switch by a
+// line, and of the execution by the end of the control socket.
+func become(control *net.UnixConn, r switchRequest) error {
+	if err := SwitchRoot(r.root); err != nil {
+		_, _ = fmt.Fprintf(control, "failed: %v\n", err)
+		return err
+	}
+	if _, err := io.WriteString(control, switched); err != nil {
+		return fmt.Errorf("tell the agent: %w", err)
+	}
+	args := append([]string{r.init}, os.Args[1:]...)
+	err := unix.Exec(r.init, args, []string{"HOME=/", "TERM=linux", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})
+	_, _ = fmt.Fprintf(control, "failed: execute %s: %v\n", r.init, err)
+	return fmt.Errorf("execute %s: %w", r.init, err)
+}
+
+const switched = "switched\n"
+
+// Control is the agent's end of the control socket.
+type Control struct{ conn net.Conn }
+
+// OpenControl takes over descriptor 3 of the agent's process.
+func OpenControl() (*Control, error) {
+	f := os.NewFile(3, "control")
+	conn, err := net.FileConn(f)
+	_ = f.Close()
+	if err != nil {
+		return nil, fmt.Errorf("this process was not started by the agent's own PID 1: %w", err)
+	}
+	return &Control{conn: conn}, nil
+}
+
+// Switch makes PID 1 enter root and execute init, follows into the new root and
+// returns when init runs.
+func (c *Control) Switch(root, init string) error {
+	dir, err := os.Open(root)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if _, err := fmt.Fprintf(c.conn, "%s\t%s\t%s\n", switchVerb, root, init); err != nil {
+		return fmt.Errorf("ask PID 1 to switch: %w", err)
+	}
+	answers := bufio.NewReader(c.conn)
+	line, err := answers.ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("PID 1 did not switch: %w", err)
+	}
+	if line != switched {
+		return errors.New("PID 1 did not switch: " + strings.TrimSpace(line))
+	}
+	if err := enter(dir); err != nil {
+		return fmt.Errorf("follow into the new root: %w", err)
+	}
+	rest, err := io.ReadAll(answers)
+	if err != nil && !errors.Is(err, unix.ECONNRESET) {
+		return fmt.Errorf("wait for init: %w", err)
+	}
+	if len(rest) > 0 {
+		return errors.New("PID 1: " + strings.TrimSpace(string(rest)))
+	}
+	return nil
+}
+
+// enter changes the root of all threads: Go creates them with CLONE_FS.
+func enter(dir *os.File) error {
+	if err := unix.Fchdir(int(dir.Fd())); err != nil {
+		return err
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}

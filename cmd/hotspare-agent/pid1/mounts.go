@@ -1,0 +1,116 @@
+package pid1
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Paths that the agent and its parent share.
+const (
+	RunDir    = "/run/hotspare"
+	AgentPath = RunDir + "/agent"
+	NewRoot   = "/newroot"
+)
+
+type mount struct {
+	source, target, fstype string
+	flags                  uintptr
+	data                   string
+}
+
+// The kernel's file systems, and /run. /run is executable, since the agent
+// itself lies there.
+var kernelMounts = []mount{
+	{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755"},
+	{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+	{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+	{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
+}
+
+// Mount mounts the kernel's file systems and makes the agent's own folders.
+func Mount() error {
+	for _, m := range kernelMounts {
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	for _, dir := range []string{NewRoot, RunDir, RunDir + "/live"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SwitchRoot moves the kernel's file systems below newRoot, empties the
+// initramfs, makes newRoot the root and enters it. It returns in the new root;
+// the caller executes the image's init.
+func SwitchRoot(newRoot string) error {
+	for _, m := range kernelMounts {
+		target := newRoot + m.target
+		if err := os.MkdirAll(target, 0o755); err != nil {
+			return fmt.Errorf("the image's root lacks %s: %w", m.target, err)
+		}
+		if err := unix.Mount(m.target, target, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("move %s: %w", m.target, err)
+		}
+	}
+	if err := unix.Chdir(newRoot); err != nil {
+		return err
+	}
+	if err := emptyInitramfs(); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the new root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}
+
+// emptyInitramfs gives the initramfs' memory back. It deletes nothing when the
+// root is not a file system in memory, and never leaves that file system.
+func emptyInitramfs() error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/", &fs); err != nil {
+		return err
+	}
+	if int64(fs.Type) != unix.RAMFS_MAGIC && int64(fs.Type) != unix.TMPFS_MAGIC {
+		return fmt.Errorf("the root is no initramfs (type %#x): not emptied", fs.Type)
+	}
+	var root unix.Stat_t
+	if err := unix.Lstat("/", &root); err != nil {
+		return err
+	}
+	removeBelow("/", root.Dev)
+	return nil
+}
+
+func removeBelow(dir string, dev uint64) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		var st unix.Stat_t
+		if unix.Lstat(path, &st) != nil || st.Dev != dev {
+			continue
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			removeBelow(path, dev)
+			_ = unix.Rmdir(path)
+			continue
+		}
+		_ = unix.Unlink(path)
+	}
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hotspare"
+	"hotspare/cmd/hotspare-agent/disk"
+	"hotspare/cmd/hotspare-agent/group"
+	"hotspare/cmd/hotspare-agent/pid1"
+	"hotspare/cmd/hotspare-agent/units"
+	"hotspare/haengine/agentlink"
+)
+
+// systemdWait bounds the image's way from its init to systemd's first answer.
+const systemdWait = 3 * time.Minute
+
+// start makes the node the application: volumes, root, switch, service group.
+func (a *agent) start(ctx context.Context, l *load) error {
+	root, ok := l.volume(agentlink.RootVolume)
+	if !ok {
+		return errors.New("the claim has no root volume")
+	}
+	if err := a.logIn(ctx, l, root); err != nil {
+		return err
+	}
+	others := a.logInOthers(ctx, l)
+	err := a.startImage(ctx, l)
+	// The log-ins end before anything else happens, so that a failed claim can
+	// log them out.
+	if err := errors.Join(err, <-others); err != nil {
+		return err
+	}
+	a.setPhase(agentlink.PhaseOnlining)
+	g, err := a.newGroup(l)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.group = g
+	l.mu.Unlock()
+	return g.Online(ctx)
+}
+
+// logIn logs one volume in and follows its session.
+func (a *agent) logIn(ctx context.Context, l *load, v agentlink.Volume) error {
+	return a.timed(l, "login "+v.Name, func() error {
+		s, err := a.initiator.Login(ctx, targetOf(v))
+		if err != nil {
+			return err
+		}
+		l.mu.Lock()
+		l.sessions[v.Name] = s
+		l.mu.Unlock()
+		go func() {
+			for e := range s.Events() {
+				l.disks.note(v.Name, e, a.up())
+				a.out.say("volume %s: %s: %s", v.Name, diskWord(e.Change), e.Why)
+				if e.Change == DiskRefused {
+					a.link.Poke() // does the grant still hold?
+				}
+			}
+		}()
+		return nil
+	})
+}
+
+func diskWord(c DiskChange) string {
+	return map[DiskChange]string{DiskLost: "lost", DiskRecovered: "recovered", DiskRefused: "refused"}[c]
+}
+
+// logInOthers logs the data volumes in while the image starts.
+func (a *agent) logInOthers(ctx context.Context, l *load) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		var wg sync.WaitGroup
+		errs := make([]error, len(l.claim.Volumes))
+		for i, v := range l.claim.Volumes {
+			if v.Name != agentlink.RootVolume {
+				wg.Go(func() { errs[i] = a.logIn(ctx, l, v) })
+			}
+		}
+		wg.Wait()
+		done <- errors.Join(errs...)
+	}()
+	return done
+}
+
+// startImage mounts the root, closes the gate before anything of the image
+// runs, and switches to the image's init.
+func (a *agent) startImage(ctx context.Context, l *load) error {
+	device, err := l.device(agentlink.RootVolume)
+	if err != nil {
+		return err
+	}
+	fstype := l.claim.Image.RootFS
+	if fstype == "" {
+		fstype = "ext4"
+	}
+	if err := a.timed(l, "mount root", func() error {
+		return disk.MountRoot(ctx, disk.Partition(device, l.claim.Image.RootPartition), fstype, pid1.NewRoot)
+	}); err != nil {
+		return err
+	}
+	if err := l.gate.Close(l.gatedUnits()); err != nil {
+		return fmt.Errorf("close the gate of the service group: %w", err)
+	}
+	if err := units.ReserveNIC("/", a.nic.MAC); err != nil {
+		return fmt.Errorf("reserve the network card: %w", err)
+	}
+	a.nameHost()
+	init := l.claim.Image.Init
+	if init == "" {
+		init = "/sbin/init"
+	}
+	a.out.mark("switch")
+	if err := a.timed(l, "switch root", func() error { return a.control.Switch(pid1.NewRoot, init) }); err != nil {
+		return err
+	}
+	return a.timed(l, "systemd answers", func() error { return a.meetSystemd(ctx, l) })
+}
+
+// nameHost gives the host its node's name. The image's /etc/hostname would win
+// at its start, so it is done again afterwards.
+func (a *agent) nameHost() {
+	if err := unix.Sethostname([]byte(a.link.Node())); err != nil {
+		a.log.Warn("host name not set", "err", err)
+	}
+}
+
+// meetSystemd waits for the image's systemd and opens what the drop needs.
+func (a *agent) meetSystemd(ctx context.Context, l *load) error {
+	wait, cancel := context.WithTimeout(ctx, systemdWait)
+	defer cancel()
+	manager, err := units.Connect(wait)
+	if err != nil {
+		return err
+	}
+	a.out.mark("systemd")
+	a.nameHost()
+	kill, err := manager.KillSwitch(wait, l.gate.Slice())
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.manager, l.kill = manager, kill
+	l.mu.Unlock()
+	return nil
+}
+
+// newGroup makes the service group with a driver for each kind of resource.
+func (a *agent) newGroup(l *load) (*group.Group, error) {
+	return group.New(group.Options{
+		App: l.app.Name, Epoch: l.epoch, Resources: l.app.Resources, Drivers: a.drivers(l),
+		Policy:  group.Policy{Restarts: l.app.Policy.Restarts, Window: l.app.Policy.RestartWindow.D()},
+		Allowed: func(ctx context.Context) error { return a.leaseHeld(ctx, l) },
+		Report:  a.link.Report,
+		Step:    func(s agentlink.Step) { l.step(s); a.tellStep(s) },
+		Up:      a.up,
+		Log:     a.log,
+	})
+}
+
+// leaseHeld waits for the lease: nothing comes online without it.
+func (a *agent) leaseHeld(ctx context.Context, l *load) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, l.policy.Lease.D(), &hotspare.Error{
+		Code: hotspare.CodeOnlineFailed, What: "the appliance does not grant the lease", Where: l.app.Name,
+		Fix: "see `hotspare explain app " + l.app.Name + "`",
+	})
+	defer cancel()
+	return a.lease.Wait(ctx, a.up)
+}

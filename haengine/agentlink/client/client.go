@@ -1,0 +1,276 @@
+// Package client is the node's end of the agent link: it joins with the
+// one-time token, keeps the link up for ever, renews its certificate, sends
+// heartbeats, reports and samples, and hands orders over, each of them once.
+//
+// It knows nothing of what an order does and holds no lease: Options.Acked gets
+// the moment at which the acknowledged heartbeat was sent, which is what a lease
+// counts from.
+package client
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"hotspare"
+	"hotspare/haengine/agentlink"
+)
+
+// State is a change of the link's state, for the node's console.
+type State struct {
+	Up  bool
+	Why string // why it is down, or how it came up
+	Err error  // the cause, when it is down
+}
+
+// Options are the parts of a Client. All without a default are needed.
+type Options struct {
+	Addr     string          // host:port of the appliance
+	CA       []byte          // PEM, pinned
+	Node     string          // as boot.json says
+	Token    hotspare.Secret // hexadecimal digits
+	Facts    agentlink.Facts // Facts.BootID is the boot that orders must name
+	Software string          // version, for display
+
+	Beat  func() agentlink.Heartbeat                                        // called for every heartbeat; Seq is filled in by the client
+	Acked func(sent time.Duration, ack agentlink.HeartbeatAck)              // sent: Now() before the heartbeat was written
+	Order func(ctx context.Context, o agentlink.Order) agentlink.Result     // called once per order id, each in a goroutine of its own
+	State func(State)                                                       // may be nil
+	Now   func() time.Duration                                              // the node's CLOCK_BOOTTIME
+	Dial  func(ctx context.Context, network, addr string) (net.Conn, error) // default: net.Dialer
+
+	Every       time.Duration // between heartbeats; default 1 s
+	AckTimeout  time.Duration // without any frame from the appliance; default 4 s
+	DialTimeout time.Duration // for connection, handshake and answer; default 10 s
+	MaxBackoff  time.Duration // between attempts; default 1 s
+	Log         *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	for _, d := range []struct {
+		at *time.Duration
+		v  time.Duration
+	}{{&o.Every, time.Second}, {&o.AckTimeout, 4 * time.Second}, {&o.DialTimeout, 10 * time.Second}, {&o.MaxBackoff, time.Second}} {
+		if *d.at == 0 {
+			*d.at = d.v
+		}
+	}
+	if o.State == nil {
+		o.State = func(State) {}
+	}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{}).DialContext
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+func (o Options) validate() error {
+	if o.Addr == "" || len(o.CA) == 0 || o.Facts.BootID == "" {
+		return errors.New("agentlink: client needs Addr, CA and Facts.BootID")
+	}
+	if o.Beat == nil || o.Acked == nil || o.Order == nil || o.Now == nil {
+		return errors.New("agentlink: client needs Beat, Acked, Order and Now")
+	}
+	return nil
+}
+
+// Client is the node's end of the link.
+type Client struct {
+	opt    Options
+	log    *slog.Logger
+	roots  *x509.CertPool
+	key    *ecdsa.PrivateKey
+	gate   *agentlink.Gate
+	orders orderBook
+
+	mu       sync.Mutex
+	cert     [][]byte // the node's certificate, DER; nil before the join
+	notAfter time.Time
+	epoch    uint64
+	node     string
+	conn     *link // the live connection, or nil
+	reports  []agentlink.Report
+	nextRep  uint64
+	poke     chan struct{} // asks for a heartbeat at once
+	acked    chan struct{} // closed and made anew when reports were acknowledged
+}
+
+// New makes a client. The key is made here and never leaves memory.
+func New(opt Options) (*Client, error) {
+	opt = opt.withDefaults()
+	if err := opt.validate(); err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(opt.CA) {
+		return nil, errors.New("agentlink: the pinned CA is no PEM certificate")
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{
+		opt: opt, log: opt.Log, roots: roots, key: key, node: opt.Node,
+		gate:   agentlink.NewGate(opt.Facts.BootID),
+		orders: orderBook{done: map[string]agentlink.Result{}, running: map[string]bool{}},
+		poke:   make(chan struct{}, 1),
+		acked:  make(chan struct{}),
+	}, nil
+}
+
+// Gate gives the gate that the client's orders pass.
+func (c *Client) Gate() *agentlink.Gate { return c.gate }
+
+// Node gives the node's name: the appliance's word after the join.
+func (c *Client) Node() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.node
+}
+
+// Run keeps the link up until ctx is done. It returns earlier only when the
+// appliance refused the join for good; the error then carries the code.
+func (c *Client) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	backoff := 50 * time.Millisecond
+	for {
+		start := c.opt.Now()
+		err := c.session(ctx, &wg)
+		if ctx.Err() != nil {
+			return nil
+		}
+		c.opt.State(State{Why: err.Error(), Err: err})
+		var refused *refusedError
+		if errors.As(err, &refused) && !refused.Retry && !c.joined() {
+			return &hotspare.Error{
+				Code: refused.Code, What: "the appliance refused the join", Where: c.opt.Addr, Why: refused.Why,
+				Fix: "see `hotspare explain` for this node on the appliance; boot it again to get a new token",
+			}
+		}
+		if c.opt.Now()-start > 5*time.Second {
+			backoff = 50 * time.Millisecond // it was up
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(backoff/2 + mathrand.N(backoff/2)):
+		}
+		backoff = min(2*backoff, c.opt.MaxBackoff)
+	}
+}
+
+func (c *Client) joined() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cert != nil
+}
+
+// refusedError is the appliance's Refused.
+type refusedError struct{ agentlink.Refused }
+
+func (e *refusedError) Error() string { return string(e.Code) + ": " + e.Why }
+
+// connect opens the link: TLS with the pinned CA, hello, and join or welcome.
+func (c *Client) connect(ctx context.Context) (conn *tls.Conn, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.opt.DialTimeout)
+	defer cancel()
+	raw, err := c.opt.Dial(ctx, "tcp", c.opt.Addr)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	defer func() {
+		if err != nil {
+			_ = raw.Close()
+		}
+	}()
+	conn = tls.Client(raw, c.tlsConfig())
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	hello := agentlink.Hello{Software: c.opt.Software, Node: c.Node(), BootID: c.opt.Facts.BootID}
+	if err := write(conn, agentlink.KindHello, hello); err != nil {
+		return nil, err
+	}
+	if !c.joined() {
+		if err := c.sendJoin(conn); err != nil {
+			return nil, err
+		}
+	}
+	e, err := agentlink.Read(conn, agentlink.MaxJoinFrame)
+	if err != nil {
+		return nil, err
+	}
+	return conn, c.admitted(e)
+}
+
+func (c *Client) tlsConfig() *tls.Config {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: c.roots, ServerName: agentlink.ServerName}
+	if c.cert != nil {
+		cfg.Certificates = []tls.Certificate{{Certificate: c.cert, PrivateKey: c.key}}
+	}
+	return cfg
+}
+
+func (c *Client) csr() ([]byte, error) {
+	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, c.key)
+}
+
+func (c *Client) sendJoin(conn *tls.Conn) error {
+	csr, err := c.csr()
+	if err != nil {
+		return err
+	}
+	return write(conn, agentlink.KindJoin, agentlink.Join{Token: c.opt.Token.Reveal(), Facts: c.opt.Facts, CSR: csr})
+}
+
+// admitted reads the answer to hello or join.
+func (c *Client) admitted(e agentlink.Envelope) error {
+	switch e.Kind {
+	case agentlink.KindWelcome:
+		return nil
+	case agentlink.KindJoined:
+		j, err := agentlink.Decode[agentlink.Joined](e)
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.cert, c.notAfter, c.node, c.epoch = [][]byte{j.Certificate}, j.NotAfter, j.Node, j.Epoch
+		return nil
+	case agentlink.KindRefused:
+		r, err := agentlink.Decode[agentlink.Refused](e)
+		if err != nil {
+			return err
+		}
+		return &refusedError{r}
+	default:
+		return fmt.Errorf("%w: unexpected %q", agentlink.ErrFrameBody, e.Kind)
+	}
+}
+
+func write(conn net.Conn, kind agentlink.Kind, body any) error {
+	frame, err := agentlink.Encode(kind, body)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write(frame)
+	return err
+}
