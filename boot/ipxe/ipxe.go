@@ -148,10 +148,10 @@ func (w *writer) wait(s boot.Script) {
 // again asks anew: by DHCP first, for what is meant for the machine may have
 // changed, and with it the URL.
 func (w *writer) again(d time.Duration) {
-	sec := int(d / time.Second)
-	if sec < 1 {
-		sec = 1
+	if d <= 0 {
+		d = 20 * time.Second
 	}
+	sec := max(1, int(d/time.Second))
 	w.raw(":again")
 	w.echo(fmt.Sprintf("asks again in %d s", sec))
 	w.raw(fmt.Sprintf("sleep %d ||", sec))
