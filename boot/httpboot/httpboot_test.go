@@ -242,7 +242,7 @@ func TestScripts(t *testing.T) {
 	}
 	waits := func(name string, r response, text string) {
 		t.Helper()
-		if r.StatusCode != 200 || !strings.Contains(r.body, text) || !strings.Contains(r.body, "chain ") || strings.Contains(r.body, "exit") || strings.Contains(r.body, goodToken) {
+		if r.StatusCode != 200 || !strings.Contains(r.body, text) || !strings.Contains(r.body, "chain ") || strings.Contains(r.body, "\nexit") || strings.Contains(r.body, goodToken) {
 			t.Errorf("%s: %s\n%s", name, r.Status, r.body)
 		}
 	}

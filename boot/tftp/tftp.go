@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/pin/tftp/v3"
+	"golang.org/x/net/ipv4"
 
 	"hotspare"
 	"hotspare/boot"
@@ -100,6 +101,13 @@ func New(o Options) (*Server, error) {
 	conn, err := net.ListenPacket("udp4", o.Listen)
 	if err != nil {
 		return nil, listenError(o, err)
+	}
+	// The library asks for the interface of each request, from which it takes
+	// the block size, only when it begins to serve; a request that is there
+	// before would get 512.
+	if err := ipv4.NewPacketConn(conn).SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("prepare the TFTP socket: %w", err)
 	}
 	s := &Server{o: o, conn: conn, slots: make(chan struct{}, o.Transfers), ctx: context.Background()}
 	s.inner = tftp.NewServer(s.read, nil)
