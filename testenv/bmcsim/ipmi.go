@@ -76,12 +76,20 @@ func guidBytes(text string) (g [16]byte, err error) {
 
 // conn is the UDP socket with the faults that concern whole packets.
 type conn struct {
-	*net.UDPConn
+	socket
 	faults faults
 
 	mu     sync.Mutex
 	closed bool
 	late   map[*time.Timer]struct{} // answers that Stall holds back
+}
+
+// socket is the part of net.UDPConn that is needed.
+type socket interface {
+	ReadFrom(buf []byte) (int, net.Addr, error)
+	WriteTo(data []byte, addr net.Addr) (int, error)
+	LocalAddr() net.Addr
+	Close() error
 }
 
 // faults is what the socket asks before each packet.
@@ -90,18 +98,27 @@ type faults interface {
 	getFault() Fault
 }
 
-func newConn(sock *net.UDPConn, f faults) *conn {
-	return &conn{UDPConn: sock, faults: f, late: map[*time.Timer]struct{}{}}
+func newConn(sock socket, f faults) *conn {
+	return &conn{socket: sock, faults: f, late: map[*time.Timer]struct{}{}}
 }
 
 // ReadFrom gives the next packet that the BMC is to see.
 func (c *conn) ReadFrom(buf []byte) (int, net.Addr, error) {
 	for {
-		n, addr, err := c.UDPConn.ReadFrom(buf)
-		if err != nil || !c.faults.silent() {
+		n, addr, err := c.socket.ReadFrom(buf)
+		if err != nil || !c.faults.silent() && !overlongName(buf[:n]) {
 			return n, addr, err
 		}
 	}
+}
+
+// overlongName finds RAKP message 1 with a user name of more than 16 bytes
+// (IPMI v2.0 table 13-11), which no client sends and at which go-ipmi v0.9.1
+// panics: it adds the length to the offset in 8 bits.
+func overlongName(p []byte) bool {
+	const rakp1, header, length = 0x12, 16, 27
+	return len(p) > header+length && p[3]&0x1f == 0x07 && p[4] == 0x06 && p[5]&0x3f == rakp1 &&
+		p[header+length] > bmc.MaxUserNameLen
 }
 
 // WriteTo sends an answer, now or after Stall.
@@ -111,7 +128,7 @@ func (c *conn) WriteTo(data []byte, addr net.Addr) (int, error) {
 	}
 	d := c.faults.getFault().Stall
 	if d == 0 {
-		return c.UDPConn.WriteTo(data, addr)
+		return c.socket.WriteTo(data, addr)
 	}
 	data = append([]byte(nil), data...)
 	c.mu.Lock()
@@ -126,7 +143,7 @@ func (c *conn) WriteTo(data []byte, addr net.Addr) (int, error) {
 		closed := c.closed
 		c.mu.Unlock()
 		if !closed {
-			_, _ = c.UDPConn.WriteTo(data, addr) // a lost datagram is what UDP may do
+			_, _ = c.socket.WriteTo(data, addr) // a lost datagram is what UDP may do
 		}
 	})
 	c.late[t] = struct{}{}
@@ -142,7 +159,7 @@ func (c *conn) Close() error {
 	}
 	c.late = nil
 	c.mu.Unlock()
-	return c.UDPConn.Close()
+	return c.socket.Close()
 }
 
 // hardware shows the chassis to go-ipmi's handlers. A BMC without sensors, FRU,
