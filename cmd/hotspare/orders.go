@@ -168,7 +168,7 @@ func explainCommand(c *connection) *cobra.Command {
 }
 
 func explain(out io.Writer, e api.Explanation) error {
-	fmt.Fprintf(out, "%s: %s\n", e.Subject, e.Verdict)
+	fmt.Fprintln(out, strings.TrimSuffix(e.Subject+": "+e.Verdict, ": "))
 	if err := show(out, "", e.Rows, func(t *table) {
 		for _, r := range e.Rows {
 			t.row("  "+r.At, r.Name, r.Text)

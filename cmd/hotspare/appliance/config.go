@@ -55,6 +55,7 @@ type BMCConfig struct {
 	Timeout  haengine.Duration `yaml:"timeout"`  // one command
 	ReadGap  haengine.Duration `yaml:"readGap"`  // between the two reads that prove a power off
 	Deadline haengine.Duration `yaml:"deadline"` // a whole power off with its proof
+	Settle   haengine.Duration `yaml:"settle"`   // longest time from a command to its last effect: the slowest BMC's
 }
 
 // LoadConfig reads and checks a configuration file.
@@ -107,6 +108,7 @@ func (c Config) WithDefaults() Config {
 	span(&c.BMC.Timeout, 5*time.Second)
 	span(&c.BMC.ReadGap, 500*time.Millisecond)
 	span(&c.BMC.Deadline, 20*time.Second)
+	span(&c.BMC.Settle, 15*time.Second)
 	return c
 }
 

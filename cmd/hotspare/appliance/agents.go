@@ -1,0 +1,158 @@
+package appliance
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"hotspare"
+	"hotspare/haengine"
+	"hotspare/haengine/agentlink"
+	"hotspare/haengine/agentlink/server"
+	"hotspare/haengine/runner"
+	"hotspare/images"
+)
+
+// agents is runner.Agents, and turns what nodes say over the link into events.
+type agents struct {
+	cfg      Config
+	attempts *attempts
+	volumes  *volumes
+	images   *images.Repository
+	log      *slog.Logger
+
+	link   *server.Server // set before anything is served
+	engine *runner.Runner // likewise
+}
+
+// orderID gives the same action the same order, so that an agent that carried it
+// out already answers with its result.
+func orderID(o haengine.Order) string {
+	return fmt.Sprintf("%s-e%d-a%d", o.App, o.Epoch, o.ID)
+}
+
+// Claim orders the joined agent to become the application and waits for its
+// word.
+func (a *agents) Claim(ctx context.Context, c haengine.Claim) error {
+	img, err := a.image(c)
+	if err != nil {
+		return err
+	}
+	logins, err := a.volumes.logins(c, a.cfg)
+	if err != nil {
+		return err
+	}
+	policy := c.Spec.Policy.WithDefaults()
+	return a.send(ctx, c.Order, c.BootID, agentlink.Order{Claim: &agentlink.Claim{
+		Application: c.Spec,
+		Image:       agentlink.Image{RootFS: img.RootFS, RootPartition: img.RootPartition},
+		Volumes:     logins,
+		Lease:       agentlink.LeasePolicy{Lease: policy.Lease, DropBound: policy.DropBound},
+	}})
+}
+
+// image gives the image that the node was booted with: a version imported since
+// must not meet the kernel of an older one.
+func (a *agents) image(c haengine.Claim) (images.Image, error) {
+	if x, ok := a.attempts.byNode(c.Node); ok && x.App == c.App && x.Epoch == c.Epoch {
+		return a.images.Resolve(x.Image)
+	}
+	return a.images.Resolve(c.Spec.Image)
+}
+
+// Release orders an orderly stop and waits for its attestation.
+func (a *agents) Release(ctx context.Context, r haengine.Release) error {
+	return a.send(ctx, r.Order, r.BootID, agentlink.Order{Release: &agentlink.Release{Why: "the application moves"}})
+}
+
+func (a *agents) send(ctx context.Context, h haengine.Order, bootID string, o agentlink.Order) error {
+	o.ID, o.BootID, o.App, o.Epoch = orderID(h), bootID, h.App, uint64(h.Epoch)
+	res, err := a.link.Send(ctx, h.Node, bootID, o)
+	if err != nil {
+		if hotspare.CodeOf(err) == hotspare.CodeUnavailable {
+			return passing{err}
+		}
+		return err
+	}
+	for _, s := range res.Steps {
+		a.log.DebugContext(ctx, "agent step", "node", h.Node, "order", o.ID, "step", s.Name, "ok", s.OK, "ms", s.Millis, "why", s.Why)
+	}
+	return res.Err()
+}
+
+// Redeem spends a join token.
+func (a *agents) Redeem(_ context.Context, hash [sha256.Size]byte, facts agentlink.Facts) (server.Identity, error) {
+	x, err := a.attempts.redeem(hash, facts)
+	if err != nil {
+		return server.Identity{}, err
+	}
+	return server.Identity{Node: x.Node, Epoch: uint64(x.Epoch)}, nil
+}
+
+// Joined tells the engine of a node that came with its token. A resumed session
+// is no news: its heartbeats say what it carries.
+func (a *agents) Joined(ctx context.Context, s server.Session) {
+	a.log.InfoContext(ctx, "node connected", "node", s.Node, "boot", s.BootID, "from", s.Remote, "resumed", s.Resumed)
+	if s.Resumed {
+		return
+	}
+	a.submit(ctx, haengine.Joined{Node: s.Node, BootID: s.BootID, Epoch: haengine.Epoch(s.Epoch)})
+}
+
+// Gone is logged only: silence is measured by the heartbeats that are missing.
+func (a *agents) Gone(ctx context.Context, s server.Session, why string) {
+	a.log.InfoContext(ctx, "node disconnected", "node", s.Node, "boot", s.BootID, "why", why)
+}
+
+// Heartbeat passes the beat through the engine and answers with its lease.
+func (a *agents) Heartbeat(ctx context.Context, s server.Session, h agentlink.Heartbeat) agentlink.HeartbeatAck {
+	beat := haengine.Heartbeat{Node: s.Node, BootID: s.BootID, App: h.App, Epoch: haengine.Epoch(h.Epoch)}
+	lease, err := a.engine.Heartbeat(ctx, beat)
+	if err != nil {
+		// No word of the engine is no lease, and no order to drop either: the
+		// lease runs out by itself when this goes on.
+		return agentlink.HeartbeatAck{Reason: "the engine does not answer: " + err.Error()}
+	}
+	return agentlink.HeartbeatAck{
+		Granted: lease.Granted, Drop: h.App != "" && !lease.Granted, Reason: lease.Reason.Text, Lease: lease.Duration, Epoch: uint64(lease.Epoch),
+	}
+}
+
+// Report passes the agent's word about its service group on.
+func (a *agents) Report(ctx context.Context, s server.Session, r agentlink.Report) {
+	if r.Dropped {
+		a.submit(ctx, haengine.Dropped{Node: s.Node, BootID: s.BootID, App: r.App, Epoch: haengine.Epoch(r.Epoch), Why: r.Why})
+		return
+	}
+	var state haengine.ResourceState
+	switch r.State {
+	case agentlink.ResourceOnline:
+		state = haengine.ResourceOnline
+	case agentlink.ResourceFailed:
+		state = haengine.ResourceFailed
+	case agentlink.ResourceOffline:
+		state = haengine.ResourceOffline
+	default:
+		return // on its way: no state to judge by
+	}
+	a.submit(ctx, haengine.AgentReport{
+		Node: s.Node, BootID: s.BootID, App: r.App, Epoch: haengine.Epoch(r.Epoch),
+		Resource: r.Resource, State: state, Exhausted: r.Conclusive && state == haengine.ResourceFailed, Why: r.Why,
+	})
+}
+
+// Sample passes one look from the node on.
+func (a *agents) Sample(ctx context.Context, s server.Session, m agentlink.Sample) {
+	a.submit(ctx, haengine.Sample{
+		App: m.App, Monitor: m.Monitor, From: haengine.FromNode, Epoch: haengine.Epoch(m.Epoch), OK: m.OK, Why: m.Why,
+		Latency: time.Duration(m.LatencyMicros) * time.Microsecond, At: time.Now(),
+	})
+}
+
+func (a *agents) submit(ctx context.Context, e haengine.Event) {
+	if err := a.engine.Submit(ctx, e); err != nil && ctx.Err() == nil {
+		a.log.WarnContext(ctx, "event lost", "event", fmt.Sprintf("%T", e), "err", err)
+	}
+}

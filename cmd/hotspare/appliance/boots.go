@@ -1,0 +1,226 @@
+package appliance
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"hotspare"
+	"hotspare/bmc"
+	"hotspare/boot"
+	"hotspare/boot/httpboot"
+	"hotspare/boot/standby"
+	"hotspare/haengine"
+	"hotspare/haengine/agentlink"
+	"hotspare/images"
+)
+
+// boots is runner.Booter, the boot protocols' Director and the source of their
+// artefacts: one record of attempts behind all of them.
+type boots struct {
+	cfg      Config
+	attempts *attempts
+	bmcs     *bmcs
+	images   *images.Repository
+	cache    string // of initramfs
+	ca       func() []byte
+	nodes    func(name string) (*haengine.NodeState, bool)
+	byMAC    func(boot.MAC) (*haengine.NodeState, bool)
+	log      *slog.Logger
+}
+
+// Boot prepares the answers for the node and powers it on. A node that joined
+// for this epoch is left alone; so is one that is on (the engine has proven it
+// off before the first try).
+func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
+	n, ok := b.nodes(o.Node)
+	if !ok {
+		return &hotspare.Error{Code: hotspare.CodeNotFound, What: "there is no such node", Where: o.Node, Fix: "hotspare get nodes"}
+	}
+	if o.Way != haengine.WayColdISCSI {
+		return &hotspare.Error{Code: hotspare.CodeInvalid, What: fmt.Sprintf("the way %s is not offered", o.Way), Where: o.App, Fix: "use cold-iscsi"}
+	}
+	img, err := b.images.Resolve(o.Image)
+	if err != nil {
+		return err
+	}
+	if _, err := b.initramfs(ctx, img); err != nil {
+		return err
+	}
+	x, err := b.attempts.begin(n.Spec, o, img.Ref())
+	if err != nil {
+		return err
+	}
+	if !x.Redeemed.IsZero() {
+		return nil
+	}
+	q, spec, err := b.bmcs.queue(o.Node)
+	if err != nil {
+		return err
+	}
+	res, err := bmc.On(ctx, q, right(o.App, o.Epoch), bmc.OnOptions{
+		PXE: true, Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: spec.UUID,
+	})
+	if err != nil {
+		return transient(err)
+	}
+	b.log.InfoContext(ctx, "node powered on", "node", o.Node, "app", o.App, "epoch", o.Epoch, "wasOn", res.WasOn)
+	return nil
+}
+
+// CancelBoot takes back the answers and the token of an epoch.
+func (b *boots) CancelBoot(_ context.Context, c haengine.CancelBoot) error {
+	return b.attempts.end(c.Node, c.Epoch)
+}
+
+// Return removes the node's assignments when no command can reach it any more.
+func (b *boots) Return(ctx context.Context, o haengine.ReturnNode) error {
+	if err := b.attempts.end(o.Node, o.Epoch); err != nil {
+		return err
+	}
+	q, _, err := b.bmcs.queue(o.Node)
+	if err != nil {
+		return err
+	}
+	r := right(o.App, o.Epoch)
+	if err := q.Raise(r); err != nil {
+		return err
+	}
+	return q.Release(ctx, r)
+}
+
+// initramfs builds or finds the archive for an image's kernel.
+func (b *boots) initramfs(ctx context.Context, img images.Image) (standby.Result, error) {
+	return standby.Build(ctx, standby.Request{
+		Agent: b.cfg.Agent, KernelVersion: img.Kernel.Version, ModulesTar: img.ModulesPath, ModulesDigest: img.Modules.Digest,
+		KernelConfig: img.Kernel.ConfigPath, Arch: img.Arch, Set: standby.Set(b.cfg.Modules), RootFS: img.RootFS, Log: b.log,
+	}, b.cache)
+}
+
+// Assign is the one decision about a machine, for every protocol.
+func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, error) {
+	var x attempt
+	var booting bool
+	if r.Path.Token != "" {
+		if x, booting = b.attempts.byToken(r.Path.Token); !booting {
+			return boot.Assignment{}, nil
+		}
+	} else {
+		x, booting = b.attempts.byMAC(r.MAC)
+	}
+	if !booting {
+		return b.idle(r.MAC), nil
+	}
+	img, err := b.images.Resolve(x.Image)
+	if err != nil {
+		return boot.Assignment{}, err
+	}
+	a := boot.Assignment{
+		Node: x.Node, Approved: true, Kind: boot.KindStart, Token: x.BootToken, Epoch: uint64(x.Epoch), Arch: img.Arch,
+		Kernel: img.Kernel.Version, Initrd: "hotspare agent", Cmdline: b.cmdline(img),
+		Reason: fmt.Sprintf("it becomes %s under epoch %d (%s)", x.App, x.Epoch, x.Way),
+	}
+	if !x.Redeemed.IsZero() {
+		// The boot that was ordered has joined. A machine that asks again has
+		// started by itself: its grant is bound to the boot id that joined.
+		a.Kind, a.Token = boot.KindNone, ""
+		a.Reason = fmt.Sprintf("the boot of epoch %d has joined already; a further one carries nothing until hotspare orders it", x.Epoch)
+	}
+	return a, nil
+}
+
+func (b *boots) cmdline(img images.Image) string {
+	s := "panic=10 quiet loglevel=4 console=" + b.cfg.Console
+	for _, more := range []string{b.cfg.Cmdline, img.Cmdline} {
+		if more != "" {
+			s += " " + more
+		}
+	}
+	return s
+}
+
+// idle is the answer for a machine that nothing was ordered for.
+func (b *boots) idle(m boot.MAC) boot.Assignment {
+	n, ok := b.byMAC(m)
+	if !ok {
+		return boot.Assignment{}
+	}
+	reason := "nothing is ordered for it; it is in state " + string(n.Phase)
+	if n.Reason != "" {
+		reason += " (" + n.Reason + ")"
+	}
+	return boot.Assignment{Node: n.Spec.Name, Approved: n.Spec.Approved, Kind: boot.KindNone, Reason: reason}
+}
+
+// Open gives an artefact of the boot behind a token.
+func (b *boots) Open(ctx context.Context, token string, what boot.Artefact) (httpboot.File, error) {
+	x, ok := b.attempts.byToken(token)
+	if !ok {
+		return httpboot.File{}, &hotspare.Error{Code: hotspare.CodeBootToken, What: "the boot token is not known any more", Fix: "power the node on through hotspare"}
+	}
+	if what == boot.ArtefactJoin {
+		return b.join(token)
+	}
+	img, err := b.images.Resolve(x.Image)
+	if err != nil {
+		return httpboot.File{}, err
+	}
+	switch what {
+	case boot.ArtefactKernel:
+		f, err := b.images.OpenKernel(img)
+		return httpboot.File{ReadSeekCloser: f, ModTime: img.Created, ETag: `"` + img.Kernel.Digest + `"`}, err
+	case boot.ArtefactInitrd:
+		res, err := b.initramfs(ctx, img)
+		if err != nil {
+			return httpboot.File{}, err
+		}
+		f, err := os.Open(res.Path)
+		return httpboot.File{ReadSeekCloser: f, ModTime: img.Created, ETag: `"` + res.Digest + `"`}, err
+	}
+	return httpboot.File{}, fmt.Errorf("no artefact %q", what)
+}
+
+// join mints the join token and gives the archive that carries it, once.
+func (b *boots) join(bootToken string) (httpboot.File, error) {
+	x, secret, err := b.attempts.mint(bootToken)
+	if err != nil {
+		return httpboot.File{}, err
+	}
+	text, err := agentlink.EncodeBootConfig(agentlink.BootConfig{
+		Node: x.Node, Appliance: b.cfg.link(), CA: string(b.ca()), Token: secret, Mode: agentlink.ModeStart, Epoch: uint64(x.Epoch),
+	})
+	if err != nil {
+		return httpboot.File{}, err
+	}
+	archive := standby.JoinArchive(map[string][]byte{agentlink.BootConfigPath: text})
+	return httpboot.File{ReadSeekCloser: memory{bytes.NewReader(archive)}, ModTime: time.Time{}}, nil
+}
+
+type memory struct{ *bytes.Reader }
+
+func (memory) Close() error { return nil }
+
+// loader opens one of the boot loaders of the distribution.
+func (b *boots) loader(name string) (io.ReadSeekCloser, error) {
+	root, err := os.OpenRoot(b.cfg.Loaders)
+	if err != nil {
+		return nil, &hotspare.Error{
+			Code: hotspare.CodeMissingTool, What: "the boot loaders are not installed", Where: b.cfg.Loaders, Err: err,
+			Fix: "apt-get install ipxe, or set `loaders` to their folder",
+		}
+	}
+	defer root.Close()
+	f, err := root.Open(filepath.Base(name))
+	if err != nil {
+		return nil, errors.Join(&hotspare.Error{
+			Code: hotspare.CodeMissingTool, What: "a boot loader is missing", Where: filepath.Join(b.cfg.Loaders, name), Fix: "apt-get install ipxe",
+		}, err)
+	}
+	return f, nil
+}

@@ -1,0 +1,280 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"hotspare"
+	"hotspare/haengine"
+	"hotspare/images"
+	"hotspare/ui/api"
+	"hotspare/ui/api/manifest"
+)
+
+// secretOf names the sealed password of a node's BMC.
+func secretOf(node string) string { return "bmc/" + node }
+
+// Apply takes all documents or none. Documents may refer to each other in any
+// order.
+func (a *Appliance) Apply(ctx context.Context, docs []manifest.Document, by string, dryRun bool) ([]api.Applied, error) {
+	st := a.engine.Snapshot()
+	out := make([]api.Applied, 0, len(docs))
+	var events []haengine.Event
+	for i := range docs {
+		e, result, err := a.check(st, docs, &docs[i])
+		if err != nil {
+			return nil, err
+		}
+		events = append(events, e)
+		out = append(out, api.Applied{Kind: docs[i].Kind, Name: docs[i].Name(), Result: result})
+	}
+	if dryRun {
+		return out, nil
+	}
+	for _, d := range docs {
+		if d.Node != nil && !d.BMCPassword.IsZero() {
+			if err := a.state.PutSecret(ctx, secretOf(d.Node.Name), d.BMCPassword); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, e := range events {
+		if err := a.engine.Submit(ctx, e); err != nil {
+			return nil, err
+		}
+	}
+	a.log.InfoContext(ctx, "resources applied", "documents", len(docs), "by", by)
+	return out, nil
+}
+
+// check fills in defaults, validates and says what applying would do.
+func (a *Appliance) check(st haengine.State, docs []manifest.Document, d *manifest.Document) (haengine.Event, string, error) {
+	switch {
+	case d.Pool != nil:
+		if err := d.Pool.Validate(); err != nil {
+			return nil, "", located(err, d)
+		}
+		_, exists := st.Durable.Pools[d.Pool.Name]
+		return haengine.PoolApplied{Pool: *d.Pool}, result(exists), nil
+	case d.Node != nil:
+		*d.Node = d.Node.WithDefaults()
+		if err := d.Node.Validate(); err != nil {
+			return nil, "", located(err, d)
+		}
+		if err := refers(d, "pool", d.Node.Pool, st.Durable.Pools[d.Node.Pool] != nil, docs); err != nil {
+			return nil, "", err
+		}
+		_, exists := st.Durable.Nodes[d.Node.Name]
+		if !exists && d.BMCPassword.IsZero() {
+			return nil, "", &hotspare.Error{
+				Code: hotspare.CodeInvalid, What: "the node has no BMC password", Where: d.Source,
+				Fix: "add bmc.password; it is sealed in the store and never shown again",
+			}
+		}
+		return haengine.NodeApplied{Node: *d.Node}, result(exists), nil
+	}
+	*d.Application = d.Application.WithDefaults()
+	app := *d.Application
+	if err := app.Validate(); err != nil {
+		return nil, "", located(err, d)
+	}
+	for _, p := range app.Pools {
+		if err := refers(d, "pool", p, st.Durable.Pools[p] != nil, docs); err != nil {
+			return nil, "", err
+		}
+	}
+	if err := a.fits(st, app, d); err != nil {
+		return nil, "", err
+	}
+	_, exists := st.Durable.Apps[app.Name]
+	return haengine.AppApplied{Application: app}, result(exists), nil
+}
+
+// fits checks an application against the image, the segment and its neighbours.
+func (a *Appliance) fits(st haengine.State, app haengine.Application, d *manifest.Document) error {
+	img, err := a.images.Resolve(app.Image)
+	if err != nil {
+		return &hotspare.Error{
+			Code: hotspare.CodeUnknownRef, What: fmt.Sprintf("the image %q does not exist", app.Image), Where: d.Source, Err: err,
+			Fix: "import it first: hotspare image import " + app.Image + " --file FILE",
+		}
+	}
+	if want := app.Requires.Arch; want != "" && want != img.Arch {
+		return &hotspare.Error{
+			Code: hotspare.CodeArchMismatch, What: "the image cannot run on the wanted nodes", Where: d.Source,
+			Why: fmt.Sprintf("it is for %s, requires.arch says %s", img.Arch, want), Fix: "use an image of that architecture",
+		}
+	}
+	if !a.cfg.Network.Address.Masked().Contains(app.Address.Addr()) {
+		return &hotspare.Error{
+			Code: hotspare.CodeInvalid, What: "the service address is not on the segment", Where: d.Source,
+			Why: fmt.Sprintf("%s is not in %s", app.Address.Addr(), a.cfg.Network.Address.Masked()), Fix: "give an address of the served segment",
+		}
+	}
+	if app.Address.Addr() == a.cfg.Network.Address.Addr() {
+		return &hotspare.Error{Code: hotspare.CodeAddressInUse, What: "the service address is the appliance's own", Where: d.Source, Fix: "give another address"}
+	}
+	for _, other := range st.Durable.Apps {
+		if other.Spec.Name != app.Name && other.Spec.Address.Addr() == app.Address.Addr() {
+			return &hotspare.Error{
+				Code: hotspare.CodeAddressInUse, What: "the service address belongs to another application", Where: d.Source,
+				Why: other.Spec.Name + " has " + app.Address.Addr().String(), Fix: "give another address",
+			}
+		}
+	}
+	return nil
+}
+
+func result(exists bool) string {
+	if exists {
+		return "configured"
+	}
+	return "created"
+}
+
+// refers checks that a named resource exists or comes in the same documents.
+func refers(d *manifest.Document, kind, name string, exists bool, docs []manifest.Document) error {
+	if exists {
+		return nil
+	}
+	for _, o := range docs {
+		if o.Kind == kind && o.Name() == name {
+			return nil
+		}
+	}
+	return &hotspare.Error{
+		Code: hotspare.CodeUnknownRef, What: fmt.Sprintf("the %s %q does not exist", kind, name), Where: d.Source,
+		Fix: "apply it first, or correct the name: hotspare get " + kind + "s",
+	}
+}
+
+// located adds the document's place to a validation error.
+func located(err error, d *manifest.Document) error {
+	if e, ok := err.(*hotspare.Error); ok {
+		x := *e
+		x.Where = d.Source + ": " + e.Where
+		return &x
+	}
+	return err
+}
+
+// Delete removes a resource; nodes and applications go when they are free.
+func (a *Appliance) Delete(ctx context.Context, kind, name, by string) error {
+	st := a.engine.Snapshot()
+	var e haengine.Event
+	switch kind {
+	case "node":
+		if st.Durable.Nodes[name] == nil {
+			return notFound(kind, name)
+		}
+		e = haengine.NodeDeleted{Name: name}
+	case "pool":
+		if st.Durable.Pools[name] == nil {
+			return notFound(kind, name)
+		}
+		for _, n := range st.Durable.Nodes {
+			if n.Spec.Pool == name {
+				return &hotspare.Error{Code: hotspare.CodeConflict, What: "the pool has nodes", Where: name, Why: n.Spec.Name + " is in it", Fix: "delete or move its nodes first"}
+			}
+		}
+		e = haengine.PoolDeleted{Name: name}
+	case "application":
+		if st.Durable.Apps[name] == nil {
+			return notFound(kind, name)
+		}
+		e = haengine.AppDeleted{Name: name, By: by}
+	default:
+		return notFound("kind", kind)
+	}
+	return a.engine.Submit(ctx, e)
+}
+
+// ImportImage takes a disk image of the appliance's file system.
+func (a *Appliance) ImportImage(ctx context.Context, in api.ImageImport, by string) (api.Image, error) {
+	if !filepath.IsAbs(in.File) {
+		return api.Image{}, &hotspare.Error{Code: hotspare.CodeInvalid, What: "file is not an absolute path", Where: in.File, Fix: "give the path as the appliance sees it"}
+	}
+	if _, err := os.Lstat(in.File); err != nil {
+		return api.Image{}, &hotspare.Error{Code: hotspare.CodeNotFound, What: "the image file cannot be read", Where: in.File, Err: err, Fix: "give a path on the appliance"}
+	}
+	format := images.Format(in.Format)
+	if in.Format == "auto" {
+		format = ""
+	}
+	a.log.InfoContext(ctx, "image import", "image", in.Name, "file", in.File, "by", by)
+	img, err := a.images.Import(ctx, images.ImportRequest{
+		Name: in.Name, Version: in.Version, Path: in.File, Format: format, SHA256: in.SHA256, Cmdline: in.Cmdline,
+	})
+	if err != nil {
+		return api.Image{}, err
+	}
+	if _, err := a.boots.initramfs(ctx, img); err != nil { // now rather than in the first failover
+		return api.Image{}, err
+	}
+	return imageView(img), nil
+}
+
+func imageView(i images.Image) api.Image {
+	return api.Image{
+		Name: i.Name, Version: i.Version, Digest: i.Digest, SourceSHA256: i.SourceSHA256, SizeBytes: i.SizeBytes, Arch: i.Arch,
+		OS: i.OSRelease.PrettyName, Kernel: i.Kernel.Version, Created: i.Created,
+	}
+}
+
+// DeleteImage removes an image version that no application names.
+func (a *Appliance) DeleteImage(ctx context.Context, name, version, by string) error {
+	img, err := a.images.Get(name, version)
+	if err != nil {
+		return err
+	}
+	for _, app := range a.engine.Snapshot().Durable.Apps {
+		if used, err := a.images.Resolve(app.Spec.Image); err == nil && used.Ref() == img.Ref() {
+			return &hotspare.Error{Code: hotspare.CodeConflict, What: "the image is in use", Where: img.Ref(), Why: "application " + app.Spec.Name + " is started from it", Fix: "delete the application or give it another image"}
+		}
+	}
+	a.log.InfoContext(ctx, "image deleted", "image", img.Ref(), "by", by)
+	return a.images.Delete(ctx, name, version)
+}
+
+// Command takes an operator's order to the engine.
+func (a *Appliance) Command(ctx context.Context, c api.Command) (string, error) {
+	e, err := event(c)
+	if err != nil {
+		return "", err
+	}
+	return "", a.engine.Command(ctx, e)
+}
+
+func event(c api.Command) (haengine.Event, error) {
+	scope := haengine.Scope{}
+	switch c.Kind {
+	case "application":
+		scope.App = c.Name
+	case "pool":
+		scope.Pool = c.Name
+	}
+	switch c.Kind + " " + c.Verb {
+	case "application failover":
+		return haengine.FailoverRequested{App: c.Name, To: c.To, By: c.By}, nil
+	case "application freeze", "pool freeze", "site freeze":
+		f := haengine.FreezeSet{Scope: scope, By: c.By, Reason: c.Reason}
+		if c.Until != "" {
+			d, err := time.ParseDuration(c.Until)
+			if err != nil || d <= 0 {
+				return nil, &hotspare.Error{Code: hotspare.CodeInvalid, What: fmt.Sprintf("%q is not a duration", c.Until), Where: "for", Fix: "write it as 30m or 2h"}
+			}
+			f.Until = time.Now().Add(d)
+		}
+		return f, nil
+	case "application unfreeze", "pool unfreeze", "site unfreeze":
+		return haengine.FreezeLifted{Scope: scope, By: c.By}, nil
+	case "node confirm-off":
+		return haengine.ConfirmOff{Node: c.Name, By: c.By}, nil
+	case "node unquarantine":
+		return haengine.Unquarantine{Node: c.Name, By: c.By}, nil
+	}
+	return nil, &hotspare.Error{Code: hotspare.CodeInvalid, What: fmt.Sprintf("a %s cannot be told to %s", c.Kind, c.Verb), Where: c.Name, Fix: "hotspare --help lists the orders"}
+}

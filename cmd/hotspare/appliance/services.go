@@ -1,0 +1,232 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"hotspare"
+	"hotspare/boot"
+	"hotspare/boot/dhcp"
+	"hotspare/boot/httpboot"
+	"hotspare/boot/ipxe"
+	"hotspare/boot/tftp"
+	"hotspare/storage/iscsi"
+	"hotspare/ui"
+	"hotspare/ui/api"
+)
+
+// serveTarget opens the iSCSI target: running nodes get their disks back before
+// anything else happens.
+func (a *Appliance) serveTarget(ctx context.Context) error {
+	ln, err := a.listen(ctx, "tcp", a.cfg.portal())
+	if err != nil {
+		return err
+	}
+	t := iscsi.New(iscsi.Options{Directory: a.exports, Log: a.log.With("part", "iscsi")})
+	a.parts.run("iSCSI target", func(ctx context.Context) error { return t.Serve(ctx, ln) })
+	return nil
+}
+
+func isInUse(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }
+
+// listen opens a TCP port; the error names who holds it, or says that the
+// address is not there.
+func (a *Appliance) listen(ctx context.Context, network string, at netip.AddrPort) (net.Listener, error) {
+	var c net.ListenConfig
+	ln, err := c.Listen(ctx, network, at.String())
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return nil, &hotspare.Error{
+			Code: hotspare.CodeNoInterface, What: "the appliance's own address is not on this host", Where: at.Addr().String(), Err: err,
+			Fix: "add it to " + a.cfg.Network.Interface + ", or correct network.address",
+		}
+	}
+	return ln, a.taken(err, network, at.Port())
+}
+
+// serveBoot starts what machines boot from.
+func (a *Appliance) serveBoot(ctx context.Context) error {
+	site := boot.Site{Server: a.cfg.Network.Address.Addr(), HTTPPort: a.cfg.Network.HTTPPort, Loaders: boot.DefaultLoaders()}
+	if err := a.serveDHCP(site); err != nil {
+		return err
+	}
+	if err := a.serveTFTP(site); err != nil {
+		return err
+	}
+	h, err := httpboot.New(httpboot.Options{
+		Site: site, Director: a.boots, Source: a.boots, Script: ipxe.Write, Loader: a.boots.loader, MACOf: a.macOf,
+		Recorder: a.recorder, Log: a.log.With("part", "http"),
+		Refetch: func(ctx context.Context, r httpboot.Refetch) {
+			a.log.ErrorContext(ctx, "a join archive was asked for twice", "node", r.Node, "epoch", r.Epoch, "mac", r.MAC, "from", r.Client)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	ln, err := a.listen(ctx, "tcp", a.cfg.httpAddr())
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	a.parts.run("HTTP boot", func(ctx context.Context) error {
+		stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+		defer stop()
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	return nil
+}
+
+func (a *Appliance) macOf(addr netip.Addr) (boot.MAC, bool) {
+	if a.dhcp == nil {
+		return boot.MAC{}, false
+	}
+	return a.dhcp.MACOf(addr)
+}
+
+func (a *Appliance) serveDHCP(site boot.Site) error {
+	c := a.cfg.Network
+	if c.DHCP.Mode == "off" {
+		return nil
+	}
+	s, err := dhcp.New(dhcp.Options{
+		Interface: c.Interface, Server: c.Address.Addr(), Mode: dhcp.Mode(c.DHCP.Mode), Prefix: c.Address.Masked(),
+		Range: dhcp.Range{From: c.DHCP.From, To: c.DHCP.To}, Gateway: c.Gateway, DNS: c.DNS, LeaseTime: c.DHCP.Lease.D(),
+		Site: site, Director: a.boots, Exclude: a.serviceAddress, Leases: filepath.Join(a.cfg.State, "leases.json"),
+		RouterAdvertisement: c.RouterAds, Recorder: a.recorder, Log: a.log.With("part", "dhcp"),
+	})
+	if err != nil {
+		return err
+	}
+	a.dhcp = s
+	a.parts.run("DHCP", s.Serve)
+	return nil
+}
+
+// serviceAddress says whether an address belongs to the appliance or to an
+// application, so that DHCP never gives it away.
+func (a *Appliance) serviceAddress(addr netip.Addr) bool {
+	if addr == a.cfg.Network.Address.Addr() {
+		return true
+	}
+	for _, app := range a.engine.Snapshot().Durable.Apps {
+		if app.Spec.Address.Addr() == addr {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *Appliance) serveTFTP(site boot.Site) error {
+	files := map[string]tftp.Opener{}
+	for _, name := range site.Loaders {
+		files[name] = func() (io.ReadSeekCloser, error) { return a.boots.loader(name) }
+	}
+	s, err := tftp.New(tftp.Options{
+		Listen: netip.AddrPortFrom(a.cfg.Network.Address.Addr(), a.cfg.Network.TFTPPort).String(), Files: files,
+		MACOf: a.macOf, Holder: dhcp.PortHolder, Recorder: a.recorder, Log: a.log.With("part", "tftp"),
+	})
+	if err != nil {
+		return err
+	}
+	a.parts.run("TFTP", s.Serve)
+	return nil
+}
+
+// serveAPI opens the unix socket and the TCP port of the API.
+func (a *Appliance) serveAPI(ctx context.Context) error {
+	token, err := a.apiToken()
+	if err != nil {
+		return err
+	}
+	page, err := ui.Page()
+	if err != nil {
+		return err
+	}
+	srv, err := api.New(api.Options{
+		Verbs: api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a},
+		Token: token, Page: page, Version: a.version, Log: a.log.With("part", "api"),
+	})
+	if err != nil {
+		return err
+	}
+	unix, err := a.listenUnix(ctx)
+	if err != nil {
+		return err
+	}
+	at, err := netip.ParseAddrPort(a.cfg.API)
+	if err != nil {
+		return errors.Join(&hotspare.Error{Code: hotspare.CodeInvalid, What: fmt.Sprintf("api %q is not an address with a port", a.cfg.API), Fix: "write it as 127.0.0.1:8080"}, unix.Close())
+	}
+	tcp, err := a.listen(ctx, "tcp", at)
+	if err != nil {
+		return errors.Join(err, unix.Close())
+	}
+	a.parts.run("API", func(ctx context.Context) error {
+		stopped := make(chan error, 1)
+		stop := context.AfterFunc(ctx, func() {
+			bound, cancel := context.WithTimeout(context.Background(), stopBound/2)
+			defer cancel()
+			stopped <- srv.Shutdown(bound)
+		})
+		ended := make(chan error, 2)
+		go func() { ended <- srv.Serve(unix) }()
+		go func() { ended <- srv.Serve(tcp) }()
+		err := <-ended
+		if stop() { // it ended by itself: take the other one down too
+			bound, cancel := context.WithTimeout(context.Background(), stopBound/2)
+			defer cancel()
+			return errors.Join(err, srv.Shutdown(bound), <-ended)
+		}
+		return errors.Join(err, <-ended, <-stopped)
+	})
+	return nil
+}
+
+// listenUnix opens the socket with mode 0600. A socket that nobody answers is a
+// killed process's and is removed.
+func (a *Appliance) listenUnix(ctx context.Context) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(a.cfg.Socket), 0o755); err != nil {
+		return nil, fmt.Errorf("API socket: %w", err)
+	}
+	if c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", a.cfg.Socket); err == nil {
+		return nil, errors.Join(&hotspare.Error{
+			Code: hotspare.CodePortTaken, What: "another appliance serves this socket", Where: a.cfg.Socket, Fix: "stop it, or set `socket` to another path",
+		}, c.Close())
+	}
+	if err := os.Remove(a.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("API socket: %w", err)
+	}
+	mask := syscall.Umask(0o177)
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "unix", a.cfg.Socket)
+	syscall.Umask(mask)
+	if err != nil {
+		return nil, fmt.Errorf("API socket: %w", err)
+	}
+	return ln, nil
+}
+
+// serveEngine starts the agents' link, the engine and the eyes that it has.
+func (a *Appliance) serveEngine(ctx context.Context) error {
+	a.parts.run("engine", a.engine.Run)
+	for _, f := range a.floors {
+		if err := a.engine.Submit(ctx, f); err != nil {
+			return err
+		}
+	}
+	a.parts.run("agents' link", a.link.Serve)
+	a.parts.run("monitors", a.watching)
+	a.parts.run("storage sessions", a.storageSessions)
+	a.parts.run("self health", a.selfHealth)
+	return nil
+}

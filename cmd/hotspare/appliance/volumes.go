@@ -1,0 +1,246 @@
+package appliance
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+
+	"hotspare"
+	"hotspare/haengine"
+	"hotspare/haengine/agentlink"
+	"hotspare/images"
+	"hotspare/storage"
+	"hotspare/storage/cow"
+)
+
+// volumes is runner.Volumes over the copy-on-write store and its exports: one
+// volume per application volume, "orders.data", and one root clone per grant,
+// "orders.root.e7". Names of applications hold no dot, so the names of two
+// applications never meet.
+type volumes struct {
+	store   *cow.Store
+	exports *storage.Exports
+	images  *images.Repository
+	log     *slog.Logger
+
+	mu sync.Mutex // one change of grants at a time
+}
+
+func volumeName(app, volume string) string { return app + "." + volume }
+
+func rootName(app string, epoch haengine.Epoch) string {
+	return app + ".root.e" + strconv.FormatUint(uint64(epoch), 10)
+}
+
+// rootEpoch reads the epoch from the name of a root clone of app.
+func rootEpoch(app, volume string) (haengine.Epoch, bool) {
+	s, ok := strings.CutPrefix(volume, app+".root.e")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	return haengine.Epoch(n), err == nil
+}
+
+// Attach makes what is missing and grants it to the node under the epoch.
+// Repeating it keeps the grant and its secrets.
+func (v *volumes) Attach(ctx context.Context, a haengine.Attach) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	img, err := v.images.Resolve(a.Spec.Image)
+	if err != nil {
+		return err
+	}
+	root := rootName(a.App, a.Epoch)
+	if err := v.ensure(ctx, root, func() error { return v.store.Clone(ctx, img.Volume, root) }); err != nil {
+		return fmt.Errorf("root of %s: %w", a.App, err)
+	}
+	if err := v.grant(ctx, a, root, false, false); err != nil {
+		return err
+	}
+	witnesses := map[string]bool{}
+	for _, r := range a.Spec.Resources {
+		if r.Kind == haengine.ResourceWitness {
+			witnesses[r.Volume] = true
+		}
+	}
+	for _, vol := range a.Spec.Volumes {
+		name, size := volumeName(a.App, vol.Name), vol.SizeMiB<<20
+		if err := v.ensure(ctx, name, func() error { return v.store.Create(ctx, name, size) }); err != nil {
+			return fmt.Errorf("volume %s of %s: %w", vol.Name, a.App, err)
+		}
+		if err := v.grow(ctx, name, size); err != nil {
+			return err
+		}
+		if err := v.grant(ctx, a, name, vol.ReadOnly, witnesses[vol.Name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *volumes) ensure(ctx context.Context, name string, create func() error) error {
+	if _, err := v.store.Stat(name); err == nil {
+		return nil
+	} else if !missing(err) {
+		return err
+	}
+	v.log.InfoContext(ctx, "make volume", "volume", name)
+	return create()
+}
+
+func missing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || hotspare.CodeOf(err) == hotspare.CodeNotFound
+}
+
+// grow follows a larger size in the specification; a volume never shrinks.
+func (v *volumes) grow(ctx context.Context, name string, size int64) error {
+	info, err := v.store.Stat(name)
+	if err != nil || info.Size >= size {
+		return err
+	}
+	return v.store.Resize(ctx, name, size)
+}
+
+// grant admits the node's initiator under the epoch. Name and secret are drawn
+// for this (volume, epoch): no earlier grant's ghost knows them.
+func (v *volumes) grant(ctx context.Context, a haengine.Attach, volume string, readOnly, trace bool) error {
+	if live, ok := v.exports.Live(volume); ok && live.Epoch == uint64(a.Epoch) && live.Node == a.Node {
+		return nil
+	}
+	draw := strings.ToLower(rand.Text())
+	return v.exports.Grant(ctx, storage.Grant{
+		Volume: volume, Epoch: uint64(a.Epoch), Node: a.Node, ReadOnly: readOnly, Trace: trace,
+		Initiator: fmt.Sprintf("iqn.2026-11.io.hotspare:%s:%s.e%d.%s", a.Node, a.App, a.Epoch, draw[:12]),
+		User:      fmt.Sprintf("%s.e%d.%s", a.App, a.Epoch, draw[12:20]),
+		Secret:    hotspare.NewSecret(rand.Text()),
+	})
+}
+
+// logins gives the claim's log-ins: root first, then the application's volumes
+// in their order.
+func (v *volumes) logins(c haengine.Claim, cfg Config) ([]agentlink.Volume, error) {
+	out := make([]agentlink.Volume, 0, len(c.Spec.Volumes)+1)
+	add := func(name, volume, format string, readOnly bool) error {
+		live, ok := v.exports.Live(volume)
+		if !ok || live.Epoch != uint64(c.Epoch) || live.Node != c.Node {
+			return &hotspare.Error{
+				Code: hotspare.CodeStaleEpoch, What: "the volume is not granted to this claim", Where: volume,
+				Why: fmt.Sprintf("the claim is of epoch %d on %s", c.Epoch, c.Node), Fix: "nothing: a newer grant exists",
+			}
+		}
+		target, err := v.exports.TargetName(volume)
+		if err != nil {
+			return err
+		}
+		x, err := v.exports.Find(live.Initiator, target)
+		if err != nil {
+			return err
+		}
+		out = append(out, agentlink.Volume{
+			Name: name, Portal: cfg.portal(), IQN: x.TargetName, LUN: 0, Initiator: live.Initiator,
+			User: x.User, Secret: x.Secret, Format: format, ReadOnly: readOnly,
+		})
+		return nil
+	}
+	if err := add(agentlink.RootVolume, rootName(c.App, c.Epoch), "", false); err != nil {
+		return nil, err
+	}
+	for _, vol := range c.Spec.Volumes {
+		if err := add(vol.Name, volumeName(c.App, vol.Name), vol.Format, vol.ReadOnly); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// of lists the volumes of an application that exist: its data and every root.
+func (v *volumes) of(app string) []string {
+	var out []string
+	for _, i := range v.store.List() {
+		if strings.HasPrefix(i.Name, app+".") {
+			out = append(out, i.Name)
+		}
+	}
+	return out
+}
+
+// Revoke ends every right below r.Below on all of the application's volumes,
+// those of removed specifications and old roots too.
+func (v *volumes) Revoke(ctx context.Context, r haengine.Revoke) (haengine.Revocation, error) {
+	out := haengine.Revocation{Below: r.Below}
+	for _, name := range v.of(r.App) {
+		rev, err := v.exports.Revoke(ctx, name, uint64(r.Below))
+		if err != nil {
+			return haengine.Revocation{}, fmt.Errorf("revoke %s: %w", name, err)
+		}
+		out.Sessions += rev.Sessions
+		out.Drained += int(rev.Drained)
+		if rev.At.After(out.At) {
+			out.At = rev.At
+		}
+	}
+	return out, nil
+}
+
+// DeleteRoot reaps the root clone of an excluded grant.
+func (v *volumes) DeleteRoot(ctx context.Context, d haengine.DeleteRoot) error {
+	name := rootName(d.App, d.Epoch)
+	if _, err := v.store.Stat(name); missing(err) {
+		return nil
+	}
+	if _, err := v.exports.Revoke(ctx, name, uint64(d.Epoch)+1); err != nil {
+		return fmt.Errorf("revoke %s: %w", name, err)
+	}
+	if err := v.store.Delete(ctx, name); err != nil && !missing(err) {
+		return err
+	}
+	return nil
+}
+
+// floor gives the highest epoch that the store knows of an application.
+func (v *volumes) floor(app string) haengine.Epoch {
+	var top haengine.Epoch
+	for _, name := range v.of(app) {
+		top = max(top, haengine.Epoch(v.exports.Epoch(name)))
+		if e, ok := rootEpoch(app, name); ok {
+			top = max(top, e)
+		}
+	}
+	return top
+}
+
+// goldenDisks lets the image repository put disk contents into the store.
+type goldenDisks struct{ store *cow.Store }
+
+func (g goldenDisks) Create(ctx context.Context, name string, size int64) (images.Disk, error) {
+	if err := g.store.Create(ctx, name, size); err != nil {
+		return nil, err
+	}
+	dev, err := g.store.OpenVolume(name)
+	if err != nil {
+		return nil, errors.Join(err, g.store.Delete(ctx, name))
+	}
+	return goldenDisk{dev, g.store, name}, nil
+}
+
+func (g goldenDisks) Delete(ctx context.Context, name string) error { return g.store.Delete(ctx, name) }
+
+type goldenDisk struct {
+	storage.Device
+	store *cow.Store
+	name  string
+}
+
+func (d goldenDisk) Seal(ctx context.Context) error {
+	if err := d.Flush(); err != nil {
+		return err
+	}
+	return d.store.SetReadOnly(ctx, d.name)
+}

@@ -1,0 +1,144 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"hotspare/haengine"
+	"hotspare/haengine/monitor"
+)
+
+// watching keeps the monitors in step with the grants: an application is looked
+// at from the moment in which its claim was ordered until its grant ends.
+func (a *Appliance) watching(ctx context.Context) error {
+	ms := monitor.New(haengine.FromAppliance, func(s haengine.Sample) {
+		if err := a.engine.Submit(ctx, s); err != nil && ctx.Err() == nil {
+			a.log.WarnContext(ctx, "sample lost", "app", s.App, "monitor", s.Monitor, "err", err)
+		}
+	})
+	defer ms.Close()
+	changes := a.engine.Subscribe(ctx)
+	for {
+		st := a.engine.Snapshot()
+		live := func(app string) bool {
+			s := st.Durable.Apps[app]
+			return s != nil && s.Grant != nil && s.Grant.Claimed
+		}
+		ms.Keep(live)
+		for name, s := range st.Durable.Apps {
+			if live(name) {
+				ms.Watch(s.Spec, s.Grant.Epoch)
+			}
+		}
+		select {
+		case _, ok := <-changes:
+			if ok {
+				break
+			}
+			select {
+			case <-a.engine.Done():
+				return nil
+			default: // this reader fell behind: the snapshot has it all
+				changes = a.engine.Subscribe(ctx)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// sessionPoll is how often the target's sessions are compared with what the
+// engine was told.
+const sessionPoll = 250 * time.Millisecond
+
+// storageSessions tells the engine when the sessions of an application's root
+// begin and end: the target's own view of who lives.
+func (a *Appliance) storageSessions(ctx context.Context) error {
+	type key struct {
+		app   string
+		epoch haengine.Epoch
+	}
+	open := map[key]bool{}
+	tick := time.NewTicker(sessionPoll)
+	defer tick.Stop()
+	for {
+		seen := map[key]bool{}
+		for name, s := range a.engine.Snapshot().Durable.Apps {
+			for _, volume := range a.volumes.of(name) {
+				for _, x := range a.exports.Sessions(volume) {
+					seen[key{s.Spec.Name, haengine.Epoch(x.Epoch)}] = true
+				}
+			}
+		}
+		for k := range seen {
+			if !open[k] {
+				a.tell(ctx, haengine.StorageSession{App: k.app, Epoch: k.epoch, Open: true})
+			}
+		}
+		for k := range open {
+			if !seen[k] {
+				a.tell(ctx, haengine.StorageSession{App: k.app, Epoch: k.epoch})
+			}
+		}
+		open = seen
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (a *Appliance) tell(ctx context.Context, e haengine.Event) {
+	if err := a.engine.Submit(ctx, e); err != nil && ctx.Err() == nil {
+		a.log.WarnContext(ctx, "event lost", "event", fmt.Sprintf("%T", e), "err", err)
+	}
+}
+
+// healthPoll is how often the appliance looks at its own link.
+const healthPoll = time.Second
+
+// selfHealth tells the engine when the appliance itself is cut off from the
+// segment (SAFETY S5).
+func (a *Appliance) selfHealth(ctx context.Context) error {
+	tick := time.NewTicker(healthPoll)
+	defer tick.Stop()
+	var last string
+	for {
+		why := isolated(a.cfg.Network.Interface)
+		if why != last {
+			a.tell(ctx, haengine.SelfHealth{Isolated: why != "", Why: why})
+			last = why
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// isolated says why the interface reaches nobody, or "". The kernel's own word
+// is in sysfs (Documentation/ABI/testing/sysfs-class-net).
+func isolated(iface string) string {
+	dir := filepath.Join("/sys/class/net", iface)
+	if _, err := os.Stat("/sys/class/net"); err != nil {
+		return "" // no sysfs: nothing can be said
+	}
+	state, err := os.ReadFile(filepath.Join(dir, "operstate"))
+	if err != nil {
+		return "the interface " + iface + " is gone"
+	}
+	if s := strings.TrimSpace(string(state)); s == "down" || s == "lowerlayerdown" || s == "notpresent" {
+		return "the interface " + iface + " is " + s
+	}
+	carrier, err := os.ReadFile(filepath.Join(dir, "carrier"))
+	if err == nil && strings.TrimSpace(string(carrier)) == "0" {
+		return "the interface " + iface + " has no link"
+	}
+	return ""
+}
