@@ -59,7 +59,8 @@ func (l *Lab) makeNetwork(ctx context.Context) error {
 		"link add " + Bridge + " address 52:54:00:77:ff:01 type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
 		"addr add " + l.spec.Network.String() + " dev " + Bridge,
 		"link set " + Bridge + " up",
-		"link add " + BMCInterface + " type dummy",
+		// A bridge without ports: kernels that lack the dummy device have this.
+		"link add " + BMCInterface + " type bridge stp_state 0",
 		"addr add " + l.spec.BMCs.String() + " dev " + BMCInterface,
 		"link add " + clientPeer + " type veth peer name " + ClientInterface + " netns " + client,
 		"link set " + clientPeer + " master " + Bridge + " up",

@@ -54,11 +54,10 @@ func (m *machine) marker() string { return "guest=hotspare-lab-" + m.node.Name +
 func (m *machine) socket() string  { return filepath.Join(m.dir, "qmp.sock") }
 func (m *machine) pidFile() string { return filepath.Join(m.dir, "qemu.pid") }
 
-// emulatedCPU is x86-64-v2 and no more. QEMU 7.2 emulates the rest of "max"
-// wrongly or slowly: with XSAVES systemd fails to set up namespaces and to write
-// the machine id, with AES-NI the kernel's own test of it dies, and a kernel
-// comes to its init in 3.5 s instead of 6.
-const emulatedCPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand,+rdseed,+fsgsbase"
+// emulatedCPU is x86-64-v2 and no more. With "max", QEMU 7.2's emulation makes
+// Debian bookworm's systemd fail (namespaces of services, the machine id; gone
+// without XSAVES and LA57), and a kernel needs 6 s to its init instead of 3.5.
+const emulatedCPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand,+fsgsbase"
 
 // args is the machine's hardware. One NIC with iPXE in its option ROM is all
 // that it can boot from.
@@ -75,7 +74,9 @@ func (m *machine) args(paused bool) []string {
 		"-uuid", m.node.UUID,
 		"-smbios", "type=1,manufacturer=hotspare,product=lab-node,uuid=" + m.node.UUID + ",serial=" + m.node.Serial,
 		"-netdev", "tap,id=net0,ifname=" + tapName(m.node.Name) + ",script=no,downscript=no",
-		"-device", "virtio-net-pci,id=nic0,netdev=net0,mac=" + m.node.MAC + ",romfile=" + m.rom + ",bootindex=1",
+		// Without disable-legacy the device has another id than the ROM names, and
+		// SeaBIOS skips the ROM.
+		"-device", "virtio-net-pci,id=nic0,netdev=net0,disable-legacy=on,mac=" + m.node.MAC + ",romfile=" + m.rom + ",bootindex=1",
 		"-device", "virtio-rng-pci",
 		"-chardev", "file,id=serial0,path=" + filepath.Join(m.dir, "serial.log") + ",append=on", "-serial", "chardev:serial0",
 		"-qmp", "unix:" + m.socket() + ",server=on,wait=off",
