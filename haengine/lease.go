@@ -39,6 +39,20 @@ func leaseAllowed(a *AppState, node, bootID, app string, epoch Epoch) (bool, Rea
 	return false, Reason{"not-claimed", fmt.Sprintf("%s epoch %d was not claimed", app, epoch)}
 }
 
+// LeaseOf gives the lease that was promised with a grant's claim: a later change
+// of the policy does not change it, because evidence counts on it.
+func LeaseOf(a *AppState, e Epoch) Duration {
+	if g := a.Grant; g != nil && g.Epoch == e {
+		return g.Lease
+	}
+	for i := range a.Old {
+		if a.Old[i].Epoch == e {
+			return a.Old[i].Lease
+		}
+	}
+	return 0
+}
+
 func leaseKey(app string, e Epoch) string { return fmt.Sprintf("%s@%d", app, e) }
 
 // acked notes that a heartbeat was answered with a lease.

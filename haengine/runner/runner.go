@@ -24,7 +24,7 @@ import (
 // error still proves something only when its evidence does.
 type Power interface {
 	ReadPower(ctx context.Context, node string) (haengine.PowerState, error)
-	PowerOff(ctx context.Context, node string, epoch haengine.Epoch) (haengine.PowerEvidence, error)
+	PowerOff(ctx context.Context, p haengine.PowerOff) (haengine.PowerEvidence, error)
 }
 
 // Booter starts nodes and takes them back. Boot leaves a node alone that has
@@ -32,15 +32,15 @@ type Power interface {
 // its BMC queue is drained.
 type Booter interface {
 	Boot(ctx context.Context, b haengine.Boot) error
-	CancelBoot(ctx context.Context, node string, epoch haengine.Epoch) error
-	Return(ctx context.Context, node string, epoch haengine.Epoch) error
+	CancelBoot(ctx context.Context, c haengine.CancelBoot) error
+	Return(ctx context.Context, r haengine.ReturnNode) error
 }
 
 // Volumes exports and revokes an application's volumes.
 type Volumes interface {
 	Attach(ctx context.Context, a haengine.Attach) error
 	Revoke(ctx context.Context, r haengine.Revoke) (haengine.Revocation, error)
-	DeleteRoot(ctx context.Context, app string, epoch haengine.Epoch) error
+	DeleteRoot(ctx context.Context, d haengine.DeleteRoot) error
 }
 
 // Agents gives orders to the agents. Both return when the agent answered.
