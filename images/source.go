@@ -214,7 +214,7 @@ type qcow2Source struct {
 	cluster int64
 }
 
-func openQCOW2(f *os.File, h qcow2Header) (source, error) {
+func openQCOW2(f io.ReaderAt, h qcow2Header) (source, error) {
 	registerZstd()
 	// Only the bytes are handed on: with a name (qcow2.Namer) the library would
 	// look for a backing file beside it. parseQCOW2Header refused those; this

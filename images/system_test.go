@@ -1,6 +1,7 @@
 package images
 
 import (
+	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
@@ -341,15 +342,23 @@ func FuzzExt4(f *testing.F) {
 	write(f, dir+"/boot/vmlinuz-1", bzImage("1"))
 	write(f, dir+"/lib/modules/1/modules.dep", []byte("a.ko:\n"))
 	link(f, "boot/vmlinuz-1", dir+"/vmlinuz")
+	var bases [][]byte
 	for _, options := range [][]string{{"-t", "ext4", "-b", "1024", "-O", "^has_journal,^resize_inode", "-N", "32"}, {"-t", "ext2", "-b", "1024", "-O", "^resize_inode", "-N", "32"}} {
 		name := filepath.Join(f.TempDir(), "fs")
 		command(f, "", "mke2fs", append(append([]string{"-q", "-F", "-d", dir}, options...), name, "128k")...)
-		// Only the head is mutated: the tables are there; the rest reads as zeros.
-		f.Add(mustRead(f, name)[:40<<10])
+		bases = append(bases, mustRead(f, name))
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		disk := make([]byte, 256<<10)
-		copy(disk, b)
+	for which := range uint8(2) {
+		for off := uint32(1024); off < 1024+0x180; off += 4 { // superblock
+			f.Add(which, edit(off, 0x01ff0000))
+		}
+		for off := uint32(2048); off < 12288; off += 124 { // descriptors, bitmaps, inodes, directories
+			f.Add(which, append(edit(off, 0xff), edit(off+2, 0x01000000)...))
+		}
+	}
+	f.Fuzz(func(t *testing.T, which uint8, edits []byte) {
+		disk := bytes.Clone(bases[int(which)%len(bases)])
+		applyEdits(disk, edits)
 		sys, err := findSystem(bytes.NewReader(disk), int64(len(disk)), false)
 		if err != nil {
 			return
@@ -361,23 +370,36 @@ func FuzzExt4(f *testing.F) {
 		if data, err := k.fs.readFile(k.path, maxKernel); err == nil {
 			inspectKernel(data)
 		}
+		n, _, err := sys.rootFS.lookup("/lib/modules/" + k.version)
+		if err != nil {
+			return
+		}
+		tree := &moduleTree{ctx: t.Context(), w: tar.NewWriter(io.Discard), limit: 64 << 20}
+		tree.addExt4(sys.rootFS, n, "", 0) // any error will do: it must come to an end
 	})
 }
 
 // FuzzPartitions: what a table names lies on the disk.
 func FuzzPartitions(f *testing.F) {
 	small := write(f, filepath.Join(f.TempDir(), "p"), make([]byte, 1<<20))
-	for _, label := range []string{"gpt", "dos"} {
-		f.Add(mustRead(f, partitioned(f, label, small))[:64<<10])
+	var bases [][]byte
+	for which, label := range []string{"gpt", "dos"} {
+		bases = append(bases, mustRead(f, partitioned(f, label, small, small))[:8<<20])
+		for _, off := range []uint32{446, 450, 454, 458, 462, 470, 474, 510, 512, 524, 584, 592, 596, 600, 1024, 1056, 1064, 1152} {
+			f.Add(uint8(which), edit(off, 0x0f000000))
+		}
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		b = bytes.Clone(b)
-		if len(b) > 1024 && string(b[512:520]) == "EFI PART" { // let the fuzzer past the checksum
+	f.Fuzz(func(t *testing.T, which uint8, edits []byte) {
+		base := bases[int(which)%len(bases)]
+		b := bytes.Clone(base[:64<<10])
+		applyEdits(b, edits)
+		if string(b[512:520]) == "EFI PART" { // let the fuzzer past the checksum
 			clear(b[512+16 : 512+20])
-			if n := binary.LittleEndian.Uint32(b[512+12:]); n <= 512 && int(n) <= len(b)-512 {
+			if n := binary.LittleEndian.Uint32(b[512+12:]); n <= 512 {
 				binary.LittleEndian.PutUint32(b[512+16:], crc32.ChecksumIEEE(b[512:512+n]))
 			}
 		}
+		b = append(b, base[64<<10:]...)
 		all, err := partitions(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			return
