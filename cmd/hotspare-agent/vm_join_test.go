@@ -1,0 +1,37 @@
+package main_test
+
+import (
+	"testing"
+	"time"
+
+	"hotspare/haengine/agentlink"
+)
+
+// A real kernel starts the agent as PID 1; it brings up its NIC, gets an
+// address, joins over TLS and waits for its claim; a power order ends it.
+func TestAgentBootsAndJoins(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	serveDHCP(t)
+	a := newAppliance(t)
+	kernel, initrd := buildInitramfs(t, a.ca.PEM(), agentlink.ModeStart)
+	m := bootNode(t, kernel, initrd)
+	select {
+	case s := <-a.joined:
+		t.Logf("joined %.1f s after the machine was started: %+v", time.Since(m.start).Seconds(), s)
+		if s.Node != "n1" || s.Facts.UUID != nodeUUID || len(s.Facts.MACs) == 0 || s.Facts.MACs[0] != nodeMAC || s.Facts.Address != nodeAddr.String() || s.Epoch != 7 {
+			t.Errorf("the session's facts are wrong: %+v", s)
+		}
+		m.await(t, 10*time.Second, 1, "waits for the application")
+		r, err := a.link.Send(t.Context(), "n1", s.BootID, agentlink.Order{ID: "1", Power: &agentlink.Power{Action: agentlink.PowerOff, Why: "the test is over"}})
+		if err != nil || !r.OK {
+			t.Errorf("power order: %+v, %v", r, err)
+		}
+		m.awaitEnd(t, 30*time.Second)
+	case <-m.done:
+		t.Fatal("the machine ended before it joined")
+	case <-time.After(2 * time.Minute):
+		t.Fatal("no join within two minutes")
+	}
+}
