@@ -165,7 +165,7 @@ func (o *offRun) sawOff(reading Reading, ons uint64, settled time.Time) (bool, e
 			"it reads as off, but an earlier power-on may still take effect", nil)
 		return false, nil
 	}
-	if o.first.IsZero() || ons != o.firstOns {
+	if o.first.IsZero() {
 		o.first, o.firstOns = reading.At, ons
 		return false, nil
 	}

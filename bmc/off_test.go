@@ -39,6 +39,8 @@ func TestOffEvidence(t *testing.T) {
 			reported: []PowerState{PowerOff, PowerOn, PowerOff, PowerUnknown, PowerOff}}, code: hotspare.CodeBMCRefused},
 		{name: "off, unknown, off, off", m: &machine{reported: []PowerState{PowerOff, PowerUnknown}}, proven: true,
 			calls: []string{"read", "read", "off", "read", "read"}},
+		{name: "silence between two off breaks the row", m: &machine{reported: []PowerState{PowerOff, silence}}, proven: true,
+			calls: []string{"read", "read", "read", "read"}},
 		{name: "wrong password ends it at once", m: &machine{readErr: NewError(hotspare.CodeBMCPassword, "bmc", "", nil)},
 			code: hotspare.CodeBMCPassword, calls: []string{"read"}, within: time.Second},
 		{name: "missing privilege ends it at once", m: &machine{on: true, offErr: NewError(hotspare.CodeBMCPrivilege, "bmc", "", nil)},
@@ -128,6 +130,52 @@ func TestOffAfterARestartWaitsOutWhatWasSentBefore(t *testing.T) {
 			t.Fatal("the machine came on after the proof")
 		}
 		m.late.Wait()
+	})
+}
+
+// One "on" whose answer was lost and that happens late, a second one that works:
+// that on was read then says nothing about the first.
+func TestOffWaitsOutALostPowerOn(t *testing.T) {
+	m := &machine{onDelay: 8 * time.Second, lossy: true, lost: 1}
+	story(t, m, func(t *testing.T, q *Queue) {
+		six := Right{"orders", 6}
+		if err := q.Do(t.Context(), six, CommandOn); !errors.Is(err, ErrUnreachable) {
+			t.Fatalf("%v, want a lost answer", err)
+		}
+		if _, err := On(t.Context(), q, six, OnOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Off(t.Context(), q, epoch7, OffOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if m.isOn() {
+			t.Fatal("the machine came on after the proof")
+		}
+	})
+}
+
+// A power-on that is sent while a read of the proof waits for its turn.
+func TestOffIsVoidWhenPowerOnOvertakesTheRead(t *testing.T) {
+	m := &machine{took: time.Second, onDelay: 5 * time.Second}
+	story(t, m, func(t *testing.T, q *Queue) {
+		var other sync.WaitGroup
+		other.Go(func() {
+			time.Sleep(1500 * time.Millisecond) // after the first read, before the second
+			_, _ = q.fresh(t.Context())
+		})
+		other.Go(func() {
+			time.Sleep(1600 * time.Millisecond)
+			_ = q.Do(t.Context(), epoch7, CommandOn)
+		})
+		if _, err := Off(t.Context(), q, epoch7, OffOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		other.Wait()
+		time.Sleep(time.Minute)
+		if m.isOn() {
+			t.Fatal("the machine came on after the proof")
+		}
 	})
 }
 

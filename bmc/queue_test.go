@@ -27,15 +27,19 @@ type machine struct {
 	calls    []string
 	took     time.Duration // each call
 	onDelay  time.Duration // an accepted "on" happens this much later
+	lossy    bool          // onDelay is for the next lost commands only, whose answers are lost
+	lost     int
 	readErr  error
 	offErr   error
 	onErr    error
 	deaf     bool         // off is accepted and not done
-	reported []PowerState // what the next reads say instead of the truth
+	reported []PowerState // what the next reads say instead of the truth; silence: no answer
 	uuid     string
 	late     sync.WaitGroup
 	closed   bool
 }
+
+const silence PowerState = 99
 
 func (m *machine) enter(ctx context.Context, name string) error {
 	m.mu.Lock()
@@ -64,6 +68,9 @@ func (m *machine) PowerState(ctx context.Context) (PowerState, error) {
 	if len(m.reported) > 0 {
 		s := m.reported[0]
 		m.reported = m.reported[1:]
+		if s == silence {
+			return PowerUnknown, NewError(hotspare.CodeBMCUnreachable, "bmc", "", nil)
+		}
 		return s, nil
 	}
 	if m.on {
@@ -85,18 +92,25 @@ func (m *machine) PowerOff(ctx context.Context) error {
 }
 
 func (m *machine) PowerOn(ctx context.Context) error {
-	err := m.enter(ctx, "on")
+	err := errors.Join(m.enter(ctx, "on"), m.onErr)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.onDelay > 0 {
+	delay := m.onDelay
+	if m.lossy && m.lost == 0 {
+		delay = 0
+	} else if m.lossy {
+		m.lost--
+		err = NewError(hotspare.CodeBMCUnreachable, "bmc", "", nil)
+	}
+	if delay > 0 {
 		m.late.Go(func() {
-			time.Sleep(m.onDelay)
+			time.Sleep(delay)
 			m.set(true)
 		})
-	} else if err == nil && m.onErr == nil {
+	} else if err == nil {
 		m.on = true
 	}
-	return errors.Join(err, m.onErr)
+	return err
 }
 
 func (m *machine) SetNextBootPXE(ctx context.Context) error { return m.enter(ctx, "pxe") }
