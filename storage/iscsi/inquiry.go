@@ -63,7 +63,11 @@ func (c *call) identification() []byte {
 	e := c.att.Export()
 	var b []byte
 	add := func(codeSet, kind byte, id []byte) {
-		b = append(b, 0x50|codeSet, 0x80|kind, 0, byte(len(id)))
+		piv := byte(0x80) // the protocol is named for ports and devices
+		if kind&0x30 == 0 {
+			piv = 0
+		}
+		b = append(b, 0x50|codeSet, piv|kind, 0, byte(len(id)))
 		b = append(b, id...)
 	}
 	text := func(s string) []byte { // NUL-terminated, a multiple of four

@@ -11,7 +11,7 @@ const (
 	maxCompareBlocks = 128
 	maxSameBlocks    = 128 << 20 / blockSize
 	maxUnmapRanges   = 256
-	maxUnmapBlocks   = 4 << 30 / blockSize
+	maxUnmapBlocks   = 512 << 20 / blockSize
 	unmapGranularity = 8 // blocks: 4 KiB
 )
 
@@ -199,14 +199,12 @@ func (c *call) compareAndWrite() result {
 	}
 	half := int(n) * blockSize
 	switch {
-	case n > maxCompareBlocks:
+	case n > maxCompareBlocks, len(c.out) != 2*half:
 		return check(senseField)
 	case c.readOnly():
 		return check(senseWriteProtect)
 	case n == 0:
 		return moved(0)
-	case len(c.out) < 2*half:
-		return check(senseField)
 	}
 	c.unit.atomic.Lock()
 	defer c.unit.atomic.Unlock()

@@ -59,6 +59,7 @@ var (
 	senseFailure      = sense{key: keyHardware, asc: 0x44}
 	senseMiscompare   = sense{key: keyMiscomp, asc: 0x1d}
 	senseAborted      = sense{key: keyAborted}
+	senseDataPhase    = sense{key: keyAborted, asc: 0x4b}
 
 	attentionReset      = sense{key: keyAttention, asc: 0x29, ascq: 0x03}
 	attentionCleared    = sense{key: keyAttention, asc: 0x2f}

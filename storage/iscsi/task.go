@@ -143,11 +143,11 @@ func (c *conn) dataOut(h *Header) error {
 		return c.readData(make([]byte, n)) // of a task that was aborted or refused
 	}
 	if why := t.fits(h, n); why != "" {
+		t.runs = true // no further data is for it
 		c.mu.Unlock()
-		if err := c.readData(make([]byte, n)); err != nil {
-			return err
-		}
-		return c.protocolError(h, "%s", why)
+		c.t.opts.Log.Warn("iscsi: a write is refused", "initiator", c.nexus.initiator, "why", why)
+		c.finishTask(t, check(senseDataPhase))
+		return c.readData(make([]byte, n))
 	}
 	dst := t.buf[t.got : t.got+n]
 	c.mu.Unlock()

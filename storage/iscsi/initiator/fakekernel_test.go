@@ -1,8 +1,10 @@
 package initiator
 
 import (
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -186,4 +188,14 @@ func (k *fakeKernel) cut(sid uint32) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.sessions[sid].conn.Close()
+}
+
+// stopAll ends what a closed initiator left behind.
+func (k *fakeKernel) stopAll() {
+	k.mu.Lock()
+	left := slices.Collect(maps.Values(k.sessions))
+	k.mu.Unlock()
+	for _, s := range left {
+		s.stop() // its reader posts, which takes the lock
+	}
 }

@@ -144,7 +144,6 @@ func (i *Initiator) manage(s *Session) bool {
 	i.running.Go(func() {
 		defer cancel()
 		s.run(ctx, cancel)
-		i.release(&s.target)
 	})
 	return true
 }

@@ -292,11 +292,7 @@ func TestCloseLeavesSessions(t *testing.T) {
 	if _, err := b.initiator.start(context.Background(), b.target); err == nil {
 		t.Fatal("a closed initiator logs in")
 	}
-	b.kernel.mu.Lock()
-	defer b.kernel.mu.Unlock()
-	for _, f := range b.kernel.sessions {
-		f.stop()
-	}
+	b.kernel.stopAll()
 }
 
 // TestOneSessionEach: a second log-in as the same initiator is refused while the

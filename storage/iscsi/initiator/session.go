@@ -82,8 +82,13 @@ func (s *Session) end(ctx context.Context, orderly bool) error {
 	select {
 	case err := <-e.done:
 		return err
-	case <-s.ended: // the initiator was closed in the same moment
-		return errClosed
+	case <-s.ended:
+	}
+	select { // it may have been answered just before
+	case err := <-e.done:
+		return err
+	default:
+		return errClosed // the initiator was closed in the same moment
 	}
 }
 
@@ -117,7 +122,9 @@ func (s *Session) run(ctx context.Context, cancel context.CancelFunc) {
 		s.teller.close("the initiator was closed")
 		return
 	}
-	asked.done <- s.finish(*asked)
+	err := s.finish(*asked)
+	s.initiator.release(&s.target) // before the answer: the caller may log in again
+	asked.done <- err
 }
 
 // finish ends the session and tells so.

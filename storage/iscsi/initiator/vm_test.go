@@ -43,7 +43,7 @@ func guestKernel(t *testing.T) string {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	pkg := kernelPackage(t)
+	pkg := kernelPackage(t, cache)
 	dir := filepath.Join(cache, pkg)
 	if _, err := os.Stat(dir); err == nil {
 		return dir
@@ -53,11 +53,7 @@ func guestKernel(t *testing.T) string {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(work)
-	get := exec.Command("apt-get", "download", pkg)
-	get.Dir = work
-	if out, err := get.CombinedOutput(); err != nil {
-		t.Fatalf("the kernel package %s cannot be fetched (run apt-get update?): %v\n%s", pkg, err, out)
-	}
+	apt(t, work, "apt-get", "download", pkg)
 	debs, _ := filepath.Glob(filepath.Join(work, "*.deb"))
 	if len(debs) != 1 {
 		t.Fatalf("apt-get download %s left %d packages", pkg, len(debs))
@@ -70,13 +66,16 @@ func guestKernel(t *testing.T) string {
 }
 
 // kernelPackage gives the package that linux-image-cloud-amd64 depends on, or
-// the one that HOTSPARE_TEST_KERNEL names.
-func kernelPackage(t *testing.T) string {
+// the one that HOTSPARE_TEST_KERNEL names, or one that is in the cache already.
+func kernelPackage(t *testing.T, cache string) string {
 	t.Helper()
 	if p := os.Getenv("HOTSPARE_TEST_KERNEL"); p != "" {
 		return p
 	}
-	out := run(t, "apt-cache", "depends", "--important", "linux-image-cloud-amd64")
+	if found, _ := filepath.Glob(filepath.Join(cache, "linux-image-6.1.*-cloud-amd64")); len(found) > 0 {
+		return filepath.Base(found[len(found)-1])
+	}
+	out := apt(t, "", "apt-cache", "depends", "--important", "linux-image-cloud-amd64")
 	for _, l := range strings.Split(out, "\n") {
 		if p, ok := strings.CutPrefix(strings.TrimSpace(l), "Depends: "); ok && strings.HasPrefix(p, "linux-image-") {
 			return p
@@ -84,6 +83,23 @@ func kernelPackage(t *testing.T) string {
 	}
 	t.Fatalf("apt-cache knows no kernel behind linux-image-cloud-amd64 (run apt-get update?):\n%s", out)
 	return ""
+}
+
+// apt runs a command of apt in dir. While another apt renews the lists there
+// are none, so it tries for half a minute.
+func apt(t *testing.T, dir string, args ...string) string {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Second) {
+		c := exec.Command(args[0], args[1:]...)
+		c.Dir = dir
+		out, err := c.CombinedOutput()
+		if err == nil {
+			return string(out)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s fails (run apt-get update?): %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
 }
 
 func run(t *testing.T, name string, args ...string) string {
