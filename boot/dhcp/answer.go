@@ -89,7 +89,6 @@ func (s *Server) discover(ctx context.Context, m message) answer {
 			return s.noAddress(m, a, err)
 		}
 		if fresh && s.taken(ctx, l) {
-			s.o.Log.Warn("address is in use already", "code", hotspare.CodeAddressInUse, "addr", l.Addr, "mac", m.mac)
 			s.mu.Lock()
 			avoided := s.table.avoid(m.mac, l.Addr, s.o.Now())
 			s.mu.Unlock()
@@ -109,11 +108,14 @@ func (s *Server) taken(ctx context.Context, l Lease) bool {
 	if s.o.ProbeWait < 0 || s.link == nil {
 		return false
 	}
-	who, used, err := s.link.probe(ctx, l.Addr, s.o.ProbeWait)
+	who, used, err := s.link.probe(ctx, l.Addr, l.MAC, s.o.ProbeWait)
 	if err != nil {
 		s.o.Log.Warn("address not probed", "addr", l.Addr, "err", err)
 	}
-	return used && who != l.MAC
+	if used {
+		s.o.Log.Warn("address is in use already", "code", hotspare.CodeAddressInUse, "addr", l.Addr, "by", who, "mac", l.MAC)
+	}
+	return used
 }
 
 func (s *Server) noAddress(m message, a boot.Assignment, err error) answer {

@@ -15,8 +15,9 @@ import (
 )
 
 // probe asks by ARP who has a, from no address of our own (RFC 5227 section
-// 2.1.1), and waits for an answer. used is false when nobody answers in time.
-func (l *link) probe(ctx context.Context, a netip.Addr, wait time.Duration) (who boot.MAC, used bool, err error) {
+// 2.1.1), and waits for an answer. used is false when nobody but the machine
+// itself answers in time.
+func (l *link) probe(ctx context.Context, a netip.Addr, itself boot.MAC, wait time.Duration) (who boot.MAC, used bool, err error) {
 	if len(l.ifi.HardwareAddr) != 6 {
 		return who, false, nil
 	}
@@ -43,7 +44,7 @@ func (l *link) probe(ctx context.Context, a netip.Addr, wait time.Duration) (who
 		if err != nil {
 			return who, false, fmt.Errorf("probe %s: %w", a, err)
 		}
-		if m, ok := arpAnswer(buf[:n], a); ok && m != boot.MAC(l.ifi.HardwareAddr) {
+		if m, ok := arpAnswer(buf[:n], a); ok && m != boot.MAC(l.ifi.HardwareAddr) && m != itself {
 			return m, true, nil
 		}
 	}

@@ -269,7 +269,7 @@ func FuzzRequest(f *testing.F) {
 	for _, s := range []string{"\x00\x01x\x00octet\x00", "\x00\x01\x00\x00", "\x00\x01empty\x00netascii\x00tsize\x00-1\x00blksize\x00x\x00", "\x00\x02w\x00octet\x00", "\x00\x03", "\x00\x05\x00\x00\x00", "", "\x00\x01empty\x00octet\x00tsize\x00" + strings.Repeat("9", 470) + "\x00"} {
 		f.Add([]byte(s))
 	}
-	s, err := tftp.New(tftp.Options{Listen: "127.0.0.1:0", Timeout: time.Millisecond, Files: map[string]tftp.Opener{"empty": opener(nil), "x": opener([]byte("x"))}})
+	s, err := tftp.New(tftp.Options{Listen: "127.0.0.1:0", Timeout: time.Millisecond, Transfers: 1 << 14, Files: map[string]tftp.Opener{"empty": opener(nil), "x": opener([]byte("x"))}})
 	if err != nil {
 		f.Fatal(err)
 	}

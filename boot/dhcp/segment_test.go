@@ -1,0 +1,557 @@
+package dhcp
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/mdlayher/packet"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"hotspare"
+	"hotspare/boot"
+)
+
+const insideVar = "HOTSPARE_TEST_NETNS"
+
+// inNamespace runs the calling test again in a process with a network namespace
+// of its own, in which it returns true. Everything that the test makes there
+// ends with the process; nothing reaches another network.
+func inNamespace(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(insideVar) == t.Name() {
+		run(t, "ip", "link", "set", "lo", "up")
+		return true
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("network namespaces need root; make test runs as root")
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=2m")
+	cmd.Env = append(os.Environ(), insideVar+"="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("inside the namespace: %v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+	return false
+}
+
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// wire is a segment: the server's interface hsbr0 here, the client's hscl0 with
+// n1's address in a namespace of its own.
+type wire struct {
+	t   *testing.T
+	pid string // of the process that holds the client's namespace
+}
+
+func newWire(t *testing.T) *wire {
+	t.Helper()
+	holder := exec.Command("sleep", "infinity")
+	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
+	w := &wire{t: t, pid: fmt.Sprint(holder.Process.Pid)}
+	run(t, "ip", "link", "add", "hsbr0", "type", "bridge", "forward_delay", "0")
+	run(t, "ip", "address", "add", "10.77.0.1/24", "dev", "hsbr0")
+	run(t, "ip", "address", "add", "10.77.0.3/24", "dev", "hsbr0") // a second one, never to be answered from
+	run(t, "ip", "link", "add", "hsport", "type", "veth", "peer", "name", "hscl0", "address", n1.String(), "netns", w.pid)
+	run(t, "ip", "link", "set", "hsport", "master", "hsbr0", "up")
+	run(t, "ip", "link", "set", "hsbr0", "up")
+	w.client("ip", "link", "set", "hscl0", "up")
+	w.client("ip", "link", "set", "lo", "up")
+	return w
+}
+
+// client runs a command in the client's namespace.
+func (w *wire) client(args ...string) string {
+	w.t.Helper()
+	return run(w.t, "nsenter", append([]string{"-t", w.pid, "-n", "--"}, args...)...)
+}
+
+// inside runs f on a thread in the client's namespace. The thread is not given
+// back: it ends with its goroutine.
+func (w *wire) inside(f func() error) {
+	w.t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		fd, err := unix.Open("/proc/"+w.pid+"/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Setns(fd, unix.CLONE_NEWNET)
+			unix.Close(fd)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// start runs a server on the wire until the test ends.
+func (w *wire) start(o Options) *Server {
+	w.t.Helper()
+	o.Site = boot.Site{Loaders: boot.DefaultLoaders()}
+	if o.Director == nil {
+		o.Director = directorFunc(starts)
+	}
+	s, err := New(o)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.serve(s)
+	return s
+}
+
+func (w *wire) serve(s *Server) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := s.Serve(ctx); err != nil {
+			w.t.Error(err)
+		}
+	})
+	stop = func() { cancel(); wg.Wait() }
+	w.t.Cleanup(stop)
+	return stop
+}
+
+// station is the client's raw view of the wire.
+type station struct {
+	w    *wire
+	conn *packet.Conn
+}
+
+func (w *wire) station() *station {
+	w.t.Helper()
+	s := &station{w: w}
+	w.inside(func() error {
+		ifi, err := net.InterfaceByName("hscl0")
+		if err != nil {
+			return err
+		}
+		s.conn, err = packet.Listen(ifi, packet.Raw, unix.ETH_P_ALL, nil)
+		return err
+	})
+	w.t.Cleanup(func() { s.conn.Close() })
+	return s
+}
+
+// ask broadcasts a packet from no address and gives the frame of the answer.
+func (s *station) ask(kind dhcpv4.MessageType, mods ...opt) (eth []byte, reply *dhcpv4.DHCPv4) {
+	t := s.w.t
+	t.Helper()
+	d, err := dhcpv4.New(append([]opt{dhcpv4.WithHwAddr(n1[:]), dhcpv4.WithMessageType(kind)}, mods...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := frame(net.HardwareAddr(n1[:]), boot.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("255.255.255.255:67"), d.ToBytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.conn.WriteTo(b, &packet.Addr{HardwareAddr: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 2048)
+	for {
+		n, _, err := s.conn.ReadFrom(buf)
+		if err != nil {
+			t.Fatalf("no answer to %s: %v", kind, err)
+		}
+		f := buf[:n]
+		if n < 42 || f[12] != 8 || f[13] != 0 || f[23] != 17 || f[36] != 0 || f[37] != 68 {
+			continue
+		}
+		reply, err := dhcpv4.FromBytes(f[42:])
+		if err != nil || reply.TransactionID != d.TransactionID {
+			continue
+		}
+		return bytes.Clone(f), reply
+	}
+}
+
+func segmentOptions(t *testing.T) Options {
+	o := options()
+	o.Gateway = netip.Addr{}
+	o.Leases = filepath.Join(t.TempDir(), "leases")
+	o.ProbeWait = 100 * time.Millisecond
+	return o
+}
+
+// The clients that nodes really have get an address, renew it and keep it over
+// a restart of the server.
+func TestRealClientsGetAnAddress(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	w := newWire(t)
+	o := segmentOptions(t)
+	o.Director = directorFunc(starts)
+	s, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := w.serve(s)
+	dir := t.TempDir()
+
+	script := filepath.Join(dir, "udhcpc")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\n[ \"$1\" = bound ] && echo \"udhcpc $ip $subnet $serverid $lease\"\nexit 0\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out := w.client("busybox", "udhcpc", "-i", "hscl0", "-f", "-q", "-n", "-t", "5", "-T", "1", "-s", script)
+	leases := s.Leases()
+	if len(leases) != 1 || !leases[0].Bound || leases[0].MAC != n1 {
+		t.Fatalf("leases %+v\n%s", leases, out)
+	}
+	addr := leases[0].Addr.String()
+	if !strings.Contains(out, "udhcpc "+addr+" 255.255.255.0 10.77.0.1 3600") {
+		t.Errorf("udhcpc says\n%s", out)
+	}
+
+	dhclient := func(want string) {
+		t.Helper()
+		// It goes to the background when it is bound, and is stopped by its own pid file.
+		pid, leaseFile := filepath.Join(dir, "pid"), filepath.Join(dir, "dhclient.leases")
+		out := w.client("dhclient", "-1", "-v", "-sf", "/bin/true", "-lf", leaseFile, "-pf", pid, "-cf", "/dev/null", "hscl0")
+		w.client("dhclient", "-x", "-sf", "/bin/true", "-lf", leaseFile, "-pf", pid, "-cf", "/dev/null", "hscl0")
+		if !strings.Contains(out, "bound to "+addr) || !strings.Contains(out, want) {
+			t.Errorf("dhclient says\n%s", out)
+		}
+	}
+	dhclient("DHCPOFFER of " + addr + " from 10.77.0.1")
+	stop()
+	s = w.start(o) // a restart, from the lease file
+	if got, ok := s.AddrOf(n1); !ok || got.String() != addr {
+		t.Fatalf("after a restart the machine has %s %v", got, ok)
+	}
+	dhclient("DHCPACK of " + addr + " from 10.77.0.1") // INIT-REBOOT: it asks for what it had
+	if st := s.Stats(); st.Malformed+st.Panics+st.Failed+st.Dropped != 0 || st.Answered == 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// A client without an address gets a frame of its own: unicast to its MAC, from
+// our address, with checksums that are right. With the broadcast flag it gets a
+// broadcast.
+func TestAnswersOnTheWire(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	w := newWire(t)
+	s := w.start(segmentOptions(t))
+	st := w.station()
+	check := func(name string, f []byte, d *dhcpv4.DHCPv4, mac net.HardwareAddr, to netip.Addr) {
+		t.Helper()
+		if !bytes.Equal(f[:6], mac) || netip.AddrFrom4([4]byte(f[30:34])) != to || netip.AddrFrom4([4]byte(f[26:30])) != ip("10.77.0.1") {
+			t.Errorf("%s: frame to %s, datagram %s -> %s", name, net.HardwareAddr(f[:6]), net.IP(f[26:30]), net.IP(f[30:34]))
+		}
+		if fold(sum(0, f[14:34])) != 0 {
+			t.Errorf("%s: bad IP checksum", name)
+		}
+		if !d.ServerIdentifier().Equal(net.IPv4(10, 77, 0, 1)) {
+			t.Errorf("%s: server %s", name, d.ServerIdentifier())
+		}
+	}
+	f, d := st.ask(dhcpv4.MessageTypeDiscover, biosPXE...)
+	your := addrOf(d.YourIPAddr)
+	check("unicast", f, d, net.HardwareAddr(n1[:]), your)
+	udp := f[34:]
+	n := int(udp[4])<<8 | int(udp[5])
+	if c := fold(sum(sum(sum(0, f[26:34]), []byte{0, 17, udp[4], udp[5]}), udp[:n])); c != 0 {
+		t.Errorf("bad UDP checksum, %#x", c)
+	}
+	f, d = st.ask(dhcpv4.MessageTypeDiscover, with(biosPXE, dhcpv4.WithBroadcast(true))...)
+	check("broadcast", f, d, net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, limitedBroadcast)
+	f, d = st.ask(dhcpv4.MessageTypeRequest, with(biosPXE, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.IPv4(192, 168, 1, 1))))...)
+	check("NAK", f, d, net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, limitedBroadcast)
+
+	// Hostile packets between good ones.
+	junk := [][]byte{nil, {1}, bytes.Repeat([]byte{0xff}, 600), append(make([]byte, 240), 53)}
+	for _, b := range junk {
+		g, err := frame(net.HardwareAddr(n1[:]), boot.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("255.255.255.255:67"), b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := st.conn.WriteTo(g, &packet.Addr{HardwareAddr: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st.ask(dhcpv4.MessageTypeDiscover, biosPXE...)
+	if got := s.Stats(); got.Malformed != uint64(len(junk)) || got.Panics != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A relay gets its answers at its own address, port 67, from the address that
+// option 54 names.
+func TestRelay(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	w := newWire(t)
+	w.start(segmentOptions(t))
+	w.client("ip", "address", "add", "10.77.0.2/24", "dev", "hscl0")
+	var c *net.UDPConn
+	w.inside(func() (err error) {
+		c, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 77, 0, 2), Port: 67})
+		return err
+	})
+	defer c.Close()
+	m := boot.MAC{0x52, 0x54, 0, 0x77, 0, 9}
+	for _, x := range []struct {
+		kind, want dhcpv4.MessageType
+		mods       []opt
+	}{
+		{dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeOffer, nil},
+		{dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeOffer, []opt{dhcpv4.WithBroadcast(true)}},
+		{dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeNak, []opt{dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.IPv4(1, 2, 3, 4)))}},
+	} {
+		d, err := dhcpv4.New(append([]opt{dhcpv4.WithHwAddr(m[:]), dhcpv4.WithMessageType(x.kind), dhcpv4.WithGatewayIP(net.IPv4(10, 77, 0, 2)), generic(82, "\x01\x05port7")}, x.mods...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.WriteTo(d.ToBytes(), &net.UDPAddr{IP: net.IPv4(10, 77, 0, 1), Port: 67}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 2048)
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := dhcpv4.FromBytes(buf[:n])
+		if err != nil || out.MessageType() != x.want || string(out.Options[82]) != "\x01\x05port7" || from.String() != "10.77.0.1:67" {
+			t.Errorf("%s from %s (%v)", out.Summary(), from, err)
+		}
+	}
+}
+
+// An address that somebody uses without a lease is found out and not given.
+func TestAddressInUseIsNotOffered(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	w := newWire(t)
+	o := segmentOptions(t)
+	free, _, err := newTable(o.withDefaults()).offer(n1, netip.Addr{}, true, epoch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A squatter with another MAC address on the same wire.
+	w.client("ip", "link", "add", "link", "hscl0", "name", "squat", "type", "macvlan", "mode", "bridge")
+	w.client("ip", "address", "add", free.Addr.String()+"/24", "dev", "squat")
+	w.client("ip", "link", "set", "squat", "up")
+	w.client("sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore") // the client must not answer for it
+	s := w.start(o)
+	_, d := w.station().ask(dhcpv4.MessageTypeDiscover, biosPXE...)
+	if addrOf(d.YourIPAddr) == free.Addr {
+		t.Errorf("%s is offered while somebody answers on it", free.Addr)
+	}
+	if !o.Range.Contains(addrOf(d.YourIPAddr)) || len(s.Leases()) != 1 {
+		t.Errorf("offered %s, leases %+v", d.YourIPAddr, s.Leases())
+	}
+}
+
+// A router solicitation is answered by an advertisement that offers nothing.
+func TestRouterAdvertisement(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	w := newWire(t)
+	o := segmentOptions(t)
+	o.RouterAdvertisement = true
+	w.start(o)
+	st := w.station()
+	ll := [16]byte{0: 0xfe, 1: 0x80, 8: 0x50, 9: 0x54, 11: 0xff, 12: 0xfe, 13: 0x77, 15: 1}
+	if _, err := st.conn.WriteTo(solicitation(n1, ll), &packet.Addr{HardwareAddr: net.HardwareAddr{0x33, 0x33, 0, 0, 0, 2}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 2048)
+	for {
+		n, _, err := st.conn.ReadFrom(buf)
+		if err != nil {
+			t.Fatalf("no advertisement: %v", err)
+		}
+		f := buf[:n]
+		if n < 70 || f[12] != 0x86 || f[13] != 0xdd || f[54] != icmpAdvertisement {
+			continue
+		}
+		if !bytes.Equal(f[:6], n1[:]) || f[21] != 255 || f[22] != 0xfe || !bytes.Equal(f[38:54], ll[:]) || checksum6(f[22:54], f[54:70]) != 0 {
+			t.Errorf("frame % x", f)
+		}
+		if !bytes.Equal(f[58:70], make([]byte, 12)) {
+			t.Errorf("it offers something: % x", f[58:70])
+		}
+		return
+	}
+}
+
+// solicitation builds a router solicitation as iPXE sends it.
+func solicitation(src boot.MAC, from [16]byte) []byte {
+	icmp := []byte{icmpSolicitation, 0, 0, 0, 0, 0, 0, 0, 1, 1, src[0], src[1], src[2], src[3], src[4], src[5]}
+	b := append([]byte{0x33, 0x33, 0, 0, 0, 2}, src[:]...)
+	b = append(b, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(icmp)), 58, 255)
+	b = append(b, from[:]...)
+	b = append(b, 0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2)
+	c := checksum6(b[22:54], icmp)
+	icmp[2], icmp[3] = byte(c>>8), byte(c)
+	return append(b, icmp...)
+}
+
+func TestPortTakenNamesTheHolder(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	newWire(t)
+	holder := exec.Command("socat", "-u", "UDP4-RECV:67", "OPEN:/dev/null")
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
+	deadline := time.Now().Add(10 * time.Second)
+	for who := ""; who == ""; who, _ = PortHolder("udp", 67) {
+		if time.Now().After(deadline) {
+			t.Fatal("the other server does not take the port")
+		}
+		runtime.Gosched()
+	}
+	o := segmentOptions(t)
+	o.Director = directorFunc(starts)
+	_, err := New(o)
+	if want := fmt.Sprintf("socat (pid %d)", holder.Process.Pid); hotspare.CodeOf(err) != hotspare.CodePortTaken || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+func TestBadConfiguration(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	newWire(t)
+	for name, c := range map[string]struct {
+		change func(*Options)
+		code   hotspare.Code
+	}{
+		"interface": {func(o *Options) { o.Interface = "eth77" }, hotspare.CodeNoInterface},
+		"address":   {func(o *Options) { o.Server = ip("10.77.0.66") }, hotspare.CodeNoInterface},
+		"mode":      {func(o *Options) { o.Mode = "primary" }, hotspare.CodeInvalid},
+		"range":     {func(o *Options) { o.Range.To = ip("10.78.0.1") }, hotspare.CodeInvalid},
+		"turned":    {func(o *Options) { o.Range = Range{o.Range.To, o.Range.From} }, hotspare.CodeInvalid},
+		"director":  {func(o *Options) { o.Director = nil }, hotspare.CodeInvalid},
+		"lease":     {func(o *Options) { o.LeaseTime = time.Second }, hotspare.CodeInvalid},
+		"gateway":   {func(o *Options) { o.Gateway = ip("10.1.1.1") }, hotspare.CodeInvalid},
+	} {
+		o := segmentOptions(t)
+		o.Director = directorFunc(starts)
+		c.change(&o)
+		s, err := New(o)
+		if hotspare.CodeOf(err) != c.code || s != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// Everything was given back: a good configuration starts.
+	o := segmentOptions(t)
+	o.Director = directorFunc(starts)
+	s, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestServeEndsCleanly(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	w := newWire(t)
+	o := segmentOptions(t)
+	o.Director, o.RouterAdvertisement = directorFunc(starts), true
+	for _, mode := range []Mode{Authoritative, Proxy, Off} {
+		o.Mode = mode
+		s, err := New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- s.Serve(ctx) }()
+		if mode == Authoritative {
+			w.station().ask(dhcpv4.MessageTypeDiscover, biosPXE...)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", mode, err)
+		}
+	}
+	if err := goleak.Find(goleak.IgnoreCurrent()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPortHolderOfNobody(t *testing.T) {
+	who, err := PortHolder("tcp", 1)
+	if err != nil || who != "" {
+		t.Errorf("%q %v", who, err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	who, err = PortHolder("tcp", uint16(ln.Addr().(*net.TCPAddr).Port))
+	if err != nil || !strings.Contains(who, fmt.Sprintf("(pid %d)", os.Getpid())) {
+		t.Errorf("%q %v", who, err)
+	}
+	if err := portInodes(strings.NewReader("sl\nx y z\n"), 1, false, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func FuzzFrames(f *testing.F) {
+	f.Add(solicitation(n1, [16]byte{0: 0xfe, 1: 0x80, 15: 1}))
+	f.Add(arpProbe(n1, ip("10.77.0.1")))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if mac, to, ok := parseSolicitation(b); ok {
+			if a := advertisement(n2, mac, to); checksum6(a[22:54], a[54:]) != 0 || !bytes.Equal(a[:6], mac[:]) {
+				t.Errorf("% x", a)
+			}
+		}
+		arpAnswer(b, ip("10.77.0.1"))
+	})
+}
