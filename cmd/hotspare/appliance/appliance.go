@@ -201,7 +201,11 @@ func (n notifier) Notify(ctx context.Context, x haengine.Notice) error {
 }
 
 func (a *Appliance) openLink(context.Context) error {
-	ca, err := server.EnsureCA(filepath.Join(a.cfg.State, "ca"))
+	dir := filepath.Join(a.cfg.State, "ca")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("CA: %w", err)
+	}
+	ca, err := server.EnsureCA(dir)
 	if err != nil {
 		return err
 	}
