@@ -78,6 +78,9 @@ func (w *work) judge(a *AppState) verdict {
 	lastBad := false
 	for _, k := range slices.Sorted(maps.Keys(f.Checks)) {
 		c := f.Checks[k]
+		if m, ok := monitorOf(a, c.Monitor); !ok || w.now.Sub(c.At) > 3*m.Every.D()+m.Timeout.D() {
+			continue // its voice is gone: that is no sample
+		}
 		if !c.OK {
 			v.suspect = true
 			lastBad = lastBad || c.From == FromAppliance

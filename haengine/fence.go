@@ -107,7 +107,7 @@ func (w *work) fence(a *AppState) {
 	name := a.Spec.Name
 	for i := range a.Old {
 		x := a.Old[i].Exclusion
-		if x.Orderly && !x.Released {
+		if x.Orderly && !x.Released && x.Proof == nil {
 			return // its storage is not cut from under it
 		}
 	}
@@ -143,6 +143,14 @@ func (w *work) powerOff(n *NodeState) {
 	}
 	w.withdraw(func(o Action) bool { p, is := o.(PowerOff); return is && p.Node == name })
 	w.order(PowerOff{Order: Order{App: n.Owner, Node: name, Epoch: n.Epoch}, Turn: turn}, w.failoverOf(n.Owner))
+}
+
+// noPowerOff says whether no power fence of the node is wanted or may still take
+// effect: only then it is powered on.
+func (w *work) noPowerOff(node string) bool {
+	off := func(o Action) bool { p, is := o.(PowerOff); return is && p.Node == node }
+	w.withdraw(off)
+	return !w.inFlight(off)
 }
 
 // stuck says why the evidence cannot come by itself, and what a person can do.

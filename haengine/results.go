@@ -176,18 +176,21 @@ func (w *work) failed(e Failed) {
 		case !ours:
 			drop()
 		case e.Code == hotspare.CodeStaleEpoch:
+			drop()
 			w.attemptFailed(w.apps.edit(h.App), "the storage knows a later epoch: "+e.Why, false)
 		case !e.Transient || p.Tries >= 3:
 			w.block(w.apps.edit(h.App), PhaseAttaching, e.Code, "its volumes cannot be exported: "+e.Why, "mend the storage; it is tried again by itself")
 		}
 	case Boot:
 		if ours && (!e.Transient || p.Tries >= 4) {
+			drop()
 			w.attemptFailed(w.apps.edit(h.App), "it cannot be booted: "+e.Why, true)
 			return
 		}
 		w.again(e.ID)
 	case Claim:
 		if ours && !e.Transient {
+			drop()
 			w.attemptFailed(w.apps.edit(h.App), "the agent refused the claim: "+e.Why, true)
 			return
 		}

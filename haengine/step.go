@@ -1,6 +1,7 @@
 package haengine
 
 import (
+	"maps"
 	"time"
 
 	"hotspare"
@@ -159,7 +160,7 @@ func (w *work) advance(a *AppState) {
 		}
 		w.unblock(a, PhaseAttaching)
 		w.probe(a)
-		if a.Grant.AttachEnd && a.Grant.Prepared {
+		if a.Grant.AttachEnd && a.Grant.Prepared && w.noPowerOff(a.Grant.Node) {
 			w.mark(a, func(m *Marks) *Stamp { return &m.Attached })
 			w.enter(a, PhaseStarting, "%s boots (%s)", a.Grant.Node, a.Grant.Way)
 			a.Grant.Booted = true
@@ -266,11 +267,12 @@ func (w *work) advanceReleasing(a *AppState) {
 	for i := range a.Old {
 		g := &a.Old[i]
 		x := g.Exclusion
-		if x == nil || !x.Orderly || x.Proof != nil {
+		if x == nil || !x.Orderly {
 			continue
 		}
 		n := w.node(g.Node)
-		gone := n.Power == PowerIsOff && n.PowerAt.At > x.Since.At
+		gone := x.Proof != nil || n.Power == PowerIsOff && n.PowerAt.At > x.Since.At ||
+			w.now.At.Sub(max(n.Heard.At, x.Since.At, w.s.Soft.RestartedAt)) >= heartbeatTimeout(a)
 		switch {
 		case x.Released:
 		case gone || w.now.Sub(x.Since) >= releaseDeadline:
@@ -292,6 +294,8 @@ func (w *work) advanceReleasing(a *AppState) {
 // running ends a failover: the application's own check passed.
 func (w *work) running(a *AppState, o Outcome) {
 	w.enter(a, PhaseRunning, "on %s", a.Grant.Node)
+	f := w.soft(a)
+	maps.DeleteFunc(f.Checks, func(_ string, c *Check) bool { return !c.OK }) // of the time before it ran
 	for _, g := range a.Old {
 		if g.Attached && g.Epoch != a.Grant.Epoch {
 			w.order(DeleteRoot{Order{App: a.Spec.Name, Node: g.Node, Epoch: g.Epoch}}, a.Failover)

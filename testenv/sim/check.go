@@ -1,0 +1,199 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"hotspare/haengine"
+)
+
+// check holds the world against the promises after every event.
+func (s *Sim) check() {
+	for _, a := range s.w.apps {
+		s.checkOneRunner(a)
+	}
+}
+
+// checkOneRunner is S1 in the ground truth: never two nodes that are powered,
+// run one instance, and can write its data or answer on its address.
+func (s *Sim) checkOneRunner(a *app) {
+	var can []string
+	for _, n := range s.w.nodes {
+		i := n.inst
+		if !n.powered || n.frozen || i == nil || i.key.app != a.spec.Name || !i.up {
+			continue
+		}
+		writes := s.w.admitted(n, i) && !n.cut
+		answers := i.addr && !n.cut
+		if writes || answers {
+			can = append(can, fmt.Sprintf("%s epoch %d", n.name, i.key.epoch))
+		}
+	}
+	if len(can) > 1 && !a.lied {
+		s.violate("S1", "%s runs on %s", a.spec.Name, strings.Join(can, " and "))
+	}
+}
+
+// checkStep holds one step of the engine against the promises.
+func (s *Sim) checkStep(before, st haengine.State, e haengine.Event, actions []haengine.Action) {
+	for name, a := range st.Durable.Apps {
+		old := before.Durable.Apps[name]
+		if old == nil || old == a {
+			continue
+		}
+		s.checkApp(old, a, st)
+	}
+	for _, a := range actions {
+		s.checkFreeze(st, a)
+		s.checkFence(st, a)
+		if c, is := a.(haengine.Claim); is {
+			s.checkEvidence(st, c)
+		}
+	}
+	s.checkOwners(st)
+}
+
+func (s *Sim) checkApp(old, a *haengine.AppState, st haengine.State) {
+	name := a.Spec.Name
+	if a.Epoch < old.Epoch {
+		s.violate("S4", "%s goes from epoch %d back to %d", name, old.Epoch, a.Epoch)
+	}
+	if old.Phase != a.Phase {
+		s.counts["phase "+string(a.Phase)]++
+	}
+	if a.Phase == haengine.PhaseRunning && old.Phase != haengine.PhaseRunning {
+		truth := s.w.app(name)
+		if s.now-truth.upAt > 5e9 {
+			s.violate("S13", "%s is called running, and nobody was served since %.2fs", name, truth.upAt.Seconds())
+		}
+		s.counts["running"]++
+	}
+	if a.Failover != 0 && old.Failover != a.Failover {
+		f := st.Durable.Failovers[a.Failover]
+		s.counts["failover "+string(f.Cause)]++
+		if f.Cause == haengine.CauseFailure {
+			s.checkJustified(name, f)
+		}
+	}
+	for i := range a.Old {
+		x := a.Old[i].Exclusion
+		if x.Proof != nil && (i >= len(old.Old) || old.Old[i].Exclusion == nil || old.Old[i].Exclusion.Proof == nil) {
+			s.counts["evidence "+string(x.Proof.Kind)]++
+		}
+		if i < len(old.Old) && len(x.Void) > len(old.Old[i].Exclusion.Void) {
+			s.counts["evidence void"]++
+		}
+	}
+	if a.Hold != nil && (old.Hold == nil || old.Hold.Rule != a.Hold.Rule) {
+		s.counts["hold "+a.Hold.Rule]++
+	}
+}
+
+// checkJustified is S7: a failover for a failure has a failure in the truth, or
+// two channels that the world really broke.
+func (s *Sim) checkJustified(name string, f *haengine.Failover) {
+	truth := s.w.app(name)
+	n := s.w.node(f.From)
+	if n == nil || n.inst == nil || !n.serves(name) || n.inst.dropping {
+		return
+	}
+	broken := 0
+	if truth.probe || n.pathCut || s.now-s.w.probeFixed(truth) < 8e9 {
+		broken++
+	}
+	if n.noHB || n.pathCut || s.now-s.w.hbFixed(n) < 8e9 {
+		broken++
+	}
+	if n.bmcLies || n.cut || s.w.isolated || s.now-s.w.linkFixed < 15e9 {
+		broken += 2
+	}
+	if broken < 2 {
+		s.violate("S7", "%s is failed over while %s serves it: %s", name, n.name, f.Why)
+	}
+}
+
+// checkEvidence is S2 as the engine states it: every earlier grant has a proof of
+// an accepted kind, not contradicted, at the moment of the claim.
+func (s *Sim) checkEvidence(st haengine.State, c haengine.Claim) {
+	a := st.Durable.Apps[c.App]
+	if a == nil || a.Grant == nil || a.Grant.Epoch != c.Epoch {
+		s.violate("S2", "%s epoch %d is claimed without a grant", c.App, c.Epoch)
+		return
+	}
+	for _, g := range a.Old {
+		if g.Exclusion == nil || g.Exclusion.Proof == nil {
+			s.violate("S2", "%s epoch %d is claimed, epoch %d on %s is not excluded", c.App, c.Epoch, g.Epoch, g.Node)
+		}
+	}
+	if len(a.Old) == 0 && c.Epoch > 1 && a.Revoked < c.Epoch {
+		s.violate("S2", "%s epoch %d is claimed before the revocation", c.App, c.Epoch)
+	}
+}
+
+// checkFreeze is S9 and S5: no effects in a frozen scope or by a blind appliance.
+func (s *Sim) checkFreeze(st haengine.State, a haengine.Action) {
+	switch a.(type) {
+	case haengine.ReadPower, haengine.ProbeAddress, haengine.Notify:
+		return
+	}
+	h := a.Head()
+	if st.Soft.Isolated {
+		s.violate("S5", "%s by a cut-off appliance", a.Kind())
+	}
+	for _, f := range st.Durable.Freezes {
+		site := f.Scope == haengine.Scope{}
+		pool := f.Scope.Pool != "" && h.Node != ""
+		if site || pool || f.Scope.App != "" && f.Scope.App == h.App {
+			s.violate("S9", "%s of %s %s while the %s is frozen", a.Kind(), h.App, h.Node, f.Scope)
+		}
+	}
+}
+
+// checkFence is S4 for machines: no power-off of a node that carries a live grant.
+func (s *Sim) checkFence(st haengine.State, a haengine.Action) {
+	off, is := a.(haengine.PowerOff)
+	if !is {
+		return
+	}
+	for name, x := range st.Durable.Apps {
+		if g := x.Grant; g != nil && g.Node == off.Node && g.Claimed {
+			s.violate("S4", "%s is powered off while it carries %s epoch %d", off.Node, name, g.Epoch)
+		}
+	}
+}
+
+// checkOwners is S12: a node has at most one owner.
+func (s *Sim) checkOwners(st haengine.State) {
+	owner := map[string]string{}
+	for name, a := range st.Durable.Apps {
+		if a.Grant == nil {
+			continue
+		}
+		if other := owner[a.Grant.Node]; other != "" {
+			s.violate("S12", "%s belongs to %s and %s", a.Grant.Node, other, name)
+		}
+		owner[a.Grant.Node] = name
+	}
+}
+
+// settled says whether everything runs, in the engine's eyes and in truth.
+func (s *Sim) settled() bool {
+	if !s.up() {
+		return false
+	}
+	st := s.machine.State()
+	for _, a := range s.w.apps {
+		x := st.Durable.Apps[a.spec.Name]
+		if x == nil || x.Phase != haengine.PhaseRunning || s.now-a.upAt > 3e9 {
+			return false
+		}
+		if n := s.w.node(x.Grant.Node); n == nil || !n.serves(a.spec.Name) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(s.w.nodes, func(n *node) bool {
+		x := st.Durable.Nodes[n.name]
+		return x == nil || x.Phase != haengine.NodeIdle && x.Phase != haengine.NodeOwned && x.Phase != haengine.NodeQuarantined
+	})
+}

@@ -1,0 +1,261 @@
+package sim
+
+import (
+	"time"
+
+	"hotspare/haengine"
+)
+
+// fault is one kind of trouble. It gives what heals it; nil when it passes by
+// itself.
+type fault struct {
+	name string
+	do   func(s *Sim) (heal func())
+}
+
+// faults lists every kind of trouble that Run draws from.
+func faults() []fault {
+	return []fault{
+		{"power cut", func(s *Sim) func() { n := s.owner(); return s.cutPower(n) }},
+		{"power cut, bmc shares it", func(s *Sim) func() {
+			n := s.owner()
+			n.shared = true
+			return s.cutPower(n)
+		}},
+		{"site power cut", func(s *Sim) func() {
+			var heal []func()
+			for _, n := range s.w.nodes {
+				heal = append(heal, s.cutPower(n))
+			}
+			return func() {
+				for _, h := range heal {
+					h()
+				}
+			}
+		}},
+		{"service crash", func(s *Sim) func() {
+			if n := s.owner(); n.inst != nil && n.inst.up {
+				n.inst.up = false
+				s.w.report(n, n.inst, haengine.ResourceFailed, "exit status 1")
+			}
+			return nil
+		}},
+		{"service hang", func(s *Sim) func() {
+			n := s.owner()
+			i := n.inst
+			if i == nil {
+				return nil
+			}
+			i.hung = true
+			if s.chance(0.5) {
+				return func() { i.hung = false }
+			}
+			return nil
+		}},
+		{"machine hang", func(s *Sim) func() { s.owner().frozen = true; return nil }},
+		{"link cut", func(s *Sim) func() {
+			n := s.owner()
+			n.cut = true
+			return func() { n.cut = false; s.w.linkFixed = s.now }
+		}},
+		{"link cut, bmc dead", func(s *Sim) func() {
+			n := s.owner()
+			n.cut, n.bmcDead = true, true
+			return func() { n.cut, n.bmcDead = false, false; s.w.linkFixed = s.now }
+		}},
+		{"path cut", func(s *Sim) func() {
+			n := s.owner()
+			n.pathCut = true
+			return func() { n.pathCut = false; s.w.linkFixed = s.now }
+		}},
+		{"path cut, bmc dead", func(s *Sim) func() {
+			n := s.owner()
+			n.pathCut, n.bmcDead = true, true
+			return func() { n.pathCut, n.bmcDead = false, false; s.w.linkFixed = s.now }
+		}},
+		{"service hang, bmc dead", func(s *Sim) func() {
+			n := s.owner()
+			n.bmcDead = true
+			if n.inst != nil {
+				n.inst.hung = true
+				i := n.inst
+				s.after(s.between(20*time.Second, 60*time.Second), func() { i.hung = false })
+			}
+			return func() { n.bmcDead = false }
+		}},
+		{"heartbeats lost", func(s *Sim) func() {
+			n := s.owner()
+			n.noHB = true
+			return func() { n.noHB = false; s.w.hbAt[n.name] = s.now }
+		}},
+		{"acks lost", func(s *Sim) func() { n := s.owner(); n.noAck = true; return func() { n.noAck = false } }},
+		{"probe path broken", func(s *Sim) func() {
+			a := s.pickApp()
+			a.probe = true
+			return func() { a.probe = false; s.w.probeAt[a.spec.Name] = s.now }
+		}},
+		{"probe path broken, bmc dead", func(s *Sim) func() {
+			a, n := s.pickApp(), s.owner()
+			a.probe, n.bmcDead, n.noHB = true, true, true
+			return func() {
+				a.probe, n.bmcDead, n.noHB = false, false, false
+				s.w.probeAt[a.spec.Name], s.w.hbAt[n.name] = s.now, s.now
+			}
+		}},
+		{"bmc dead", func(s *Sim) func() { n := s.any(); n.bmcDead = true; return func() { n.bmcDead = false } }},
+		{"bmc lies", func(s *Sim) func() { n := s.any(); n.bmcLies = true; return func() { n.bmcLies = false } }},
+		{"bmc lies, service hangs", func(s *Sim) func() {
+			n := s.owner()
+			n.bmcLies = true
+			if n.inst != nil {
+				n.inst.hung = true
+				i := n.inst
+				s.after(s.between(10*time.Second, 40*time.Second), func() { i.hung = false })
+			}
+			return func() { n.bmcLies = false }
+		}},
+		{"bmc refuses", func(s *Sim) func() { n := s.any(); n.bmcRefuse = true; return func() { n.bmcRefuse = false } }},
+		{"bmc late", func(s *Sim) func() {
+			n := s.any()
+			n.bmcLag = s.between(time.Second, 8*time.Second)
+			return func() { n.bmcLag = 0 }
+		}},
+		{"node does not boot", func(s *Sim) func() { n := s.any(); n.noBoot = true; return func() { n.noBoot = false } }},
+		{"application does not start there", func(s *Sim) func() { n := s.any(); n.badApp = true; return func() { n.badApp = false } }},
+		{"node comes up by itself", func(s *Sim) func() {
+			if n := s.any(); n.inst == nil {
+				s.w.setPower(n, true)
+			}
+			return nil
+		}},
+		{"node reboots by itself", func(s *Sim) func() {
+			if n := s.owner(); n.powered {
+				s.w.reboot(n)
+			}
+			return nil
+		}},
+		{"appliance crash", func(s *Sim) func() {
+			if s.up() {
+				s.crash()
+				s.after(s.between(time.Second, 25*time.Second), s.start)
+			}
+			return nil
+		}},
+		{"crash between journal and effect", func(s *Sim) func() {
+			if s.w.crashBeforeActing == 0 {
+				s.w.crashBeforeActing = 1 + s.rng.IntN(6)
+			}
+			return func() { s.w.crashBeforeActing = 0 }
+		}},
+		{"journal fails", func(s *Sim) func() {
+			s.journal.failAt, s.journal.keep = s.journal.saves+1+s.rng.IntN(8), s.chance(0.5)
+			return func() { s.journal.failAt = 0 }
+		}},
+		{"appliance isolated", func(s *Sim) func() {
+			s.w.isolated = true
+			life := s.life
+			if s.chance(0.7) { // it notices
+				s.after(s.between(100*time.Millisecond, 2*time.Second), func() {
+					if s.w.isolated && s.life == life {
+						s.submit(haengine.SelfHealth{Isolated: true, Why: "no carrier"})
+					}
+				})
+			}
+			return func() {
+				s.w.isolated = false
+				s.w.linkFixed = s.now
+				s.submit(haengine.SelfHealth{})
+			}
+		}},
+		{"slow actions", func(s *Sim) func() { s.w.slow = s.between(time.Second, 15*time.Second); return func() { s.w.slow = 0 } }},
+		{"flaky actions", func(s *Sim) func() { s.w.flaky = 0.5; return func() { s.w.flaky = 0 } }},
+		{"freeze", func(s *Sim) func() {
+			scope := []haengine.Scope{{}, {App: s.pickApp().spec.Name}, {Pool: "rack1"}}[s.rng.IntN(3)]
+			s.submit(haengine.FreezeSet{Scope: scope, By: "ann", Reason: "maintenance"})
+			return func() { s.submit(haengine.FreezeLifted{Scope: scope, By: "ann"}) }
+		}},
+		{"switchover", func(s *Sim) func() {
+			e := haengine.FailoverRequested{App: s.pickApp().spec.Name, By: "bob"}
+			if s.up() && haengine.Refuse(s.machine.State(), e) == nil {
+				s.submit(e)
+				s.counts["switchover"]++
+			}
+			return nil
+		}},
+	}
+}
+
+// owner picks a node that runs an application, if there is one.
+func (s *Sim) owner() *node {
+	var own []*node
+	for _, n := range s.w.nodes {
+		if n.inst != nil {
+			own = append(own, n)
+		}
+	}
+	if len(own) == 0 || s.chance(0.1) {
+		return s.any()
+	}
+	return own[s.rng.IntN(len(own))]
+}
+
+func (s *Sim) any() *node    { return s.w.nodes[s.rng.IntN(len(s.w.nodes))] }
+func (s *Sim) pickApp() *app { return s.w.apps[s.rng.IntN(len(s.w.apps))] }
+
+func (s *Sim) cutPower(n *node) func() {
+	n.lostPower = true
+	s.w.setPower(n, false)
+	return func() {
+		n.lostPower = false
+		if s.chance(0.3) { // "restore on AC power"
+			s.w.setPower(n, true)
+		}
+	}
+}
+
+// Run lets random faults happen, heals everything, and wants everything to run
+// in the end (L1, and L3 because crashes are among the faults).
+func Run(cfg Config) Result {
+	s := newSim(cfg)
+	s.w.randomise()
+	s.w.begin()
+	s.runUntil(s.between(30*time.Second, 60*time.Second), nil)
+	var heals []func()
+	end := s.now + s.cfg.Faulty
+	kinds := faults()
+	for s.now < end && len(s.violations) == 0 {
+		f := kinds[s.rng.IntN(len(kinds))]
+		s.counts["fault "+f.name]++
+		s.say("** %s", f.name)
+		if heal := f.do(s); heal != nil {
+			healed := false
+			once := func() {
+				if !healed {
+					healed = true
+					s.say("** healed: %s", f.name)
+					heal()
+				}
+			}
+			heals = append(heals, once)
+			s.after(s.between(time.Second, 60*time.Second), once)
+		}
+		gap := s.between(time.Second, 40*time.Second)
+		if s.chance(0.3) {
+			gap = s.between(10*time.Millisecond, 2*time.Second) // faults come in company
+		}
+		s.runUntil(s.now+gap, nil)
+	}
+	for _, h := range heals {
+		h()
+	}
+	s.w.healAll()
+	quiet := s.now + s.cfg.Quiet
+	for s.now < quiet && len(s.violations) == 0 && !s.settled() {
+		s.w.release1()
+		s.runUntil(s.now+5*time.Second, s.settled)
+	}
+	if len(s.violations) == 0 && !s.settled() {
+		s.violate("L1", "%s after %s without faults", s.stands(), s.cfg.Quiet)
+	}
+	return Result{Violations: s.violations, Counts: s.counts, Trace: s.trace, Events: s.handled}
+}

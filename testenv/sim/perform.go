@@ -1,0 +1,239 @@
+package sim
+
+import (
+	"context"
+	"time"
+
+	"hotspare"
+	"hotspare/haengine"
+)
+
+func (s *Sim) ctx() context.Context { return context.Background() }
+
+// perform has an action done by the world, later. Its result reaches only the
+// life of the appliance that ordered it; its effect may happen all the same.
+func (w *world) perform(a haengine.Action) {
+	s := w.s
+	life, id := s.life, a.Head().ID
+	answered := false
+	answer := func(e haengine.Event) {
+		if s.up() && s.life == life && !answered {
+			answered = true
+			s.submit(e)
+		}
+	}
+	fail := func(why string, code hotspare.Code, transient bool) {
+		answer(haengine.Failed{ID: id, Why: why, Code: code, Transient: transient})
+	}
+	s.after(90*time.Second, func() { fail("deadline", "", true) })
+	delay := s.between(5*time.Millisecond, 60*time.Millisecond)
+	if w.slow > 0 {
+		delay += s.between(0, w.slow)
+	}
+	flaky := s.chance(w.flaky)
+	s.after(delay, func() {
+		if !s.up() && s.chance(0.5) || s.up() && s.life != life {
+			return // died with the process that performed it
+		}
+		if s.up() && w.withdrawn(id) {
+			fail("withdrawn", "", true)
+			return
+		}
+		if flaky {
+			s.counts["flaky action"]++
+			fail("try again", "", true)
+			return
+		}
+		w.act(a, answer, fail)
+	})
+}
+
+// withdrawn says whether the engine gave an action up before it was begun.
+func (w *world) withdrawn(id haengine.ActionID) bool {
+	d := w.s.machine.State()
+	p := d.Durable.Pending[id]
+	if p == nil {
+		p = d.Soft.Pending[id]
+	}
+	return p == nil || p.Withdrawn
+}
+
+func (w *world) act(a haengine.Action, answer func(haengine.Event), fail func(string, hotspare.Code, bool)) {
+	h := a.Head()
+	done := haengine.Done{ID: h.ID}
+	switch a := a.(type) {
+	case haengine.ReadPower:
+		w.readPower(w.node(h.Node), done, answer, fail)
+	case haengine.PowerOff:
+		w.powerOff(w.node(h.Node), done, answer, fail)
+	case haengine.Boot:
+		w.powerOn(w.node(h.Node), grantKey{h.App, h.Epoch}, done, answer, fail)
+	case haengine.Revoke:
+		x := w.app(h.App)
+		x.floor = max(x.floor, a.Below)
+		done.Revocation = &haengine.Revocation{Below: a.Below}
+		answer(done)
+	case haengine.Attach:
+		x := w.app(h.App)
+		if h.Epoch < x.floor {
+			fail("epoch below the durable one", hotspare.CodeStaleEpoch, false)
+			return
+		}
+		x.grants[h.Epoch] = h.Node
+		answer(done)
+	case haengine.Claim:
+		w.claim(w.node(h.Node), a, done, answer, fail)
+	case haengine.Release:
+		w.release(w.node(h.Node), a, done, answer, fail)
+	case haengine.ProbeAddress:
+		done.Address = &haengine.AddressProbe{Silent: true}
+		for _, n := range w.nodes {
+			if i := n.inst; n.powered && !n.frozen && !n.cut && i != nil && i.key.app == h.App && i.addr {
+				done.Address = &haengine.AddressProbe{By: n.name}
+			}
+		}
+		answer(done)
+	case haengine.ReturnNode:
+		delete(w.answers, h.Node)
+		answer(done)
+	case haengine.CancelBoot:
+		if w.answers[h.Node] == (grantKey{h.App, h.Epoch}) {
+			delete(w.answers, h.Node)
+		}
+		answer(done)
+	default:
+		answer(done)
+	}
+}
+
+// bmc says whether a node's controller answers.
+func (n *node) bmc() bool { return !n.bmcDead && !(n.shared && n.lostPower) }
+
+func (n *node) read() haengine.PowerReading {
+	if n.powered && !n.bmcLies {
+		return haengine.PowerReading{State: haengine.PowerIsOn}
+	}
+	return haengine.PowerReading{State: haengine.PowerIsOff}
+}
+
+func (w *world) readPower(n *node, done haengine.Done, answer func(haengine.Event), fail func(string, hotspare.Code, bool)) {
+	w.s.after(300*time.Millisecond, func() {
+		if !n.bmc() || w.isolated {
+			fail("no answer", hotspare.CodeBMCUnreachable, false)
+			return
+		}
+		r := n.read()
+		done.Read = &r
+		answer(done)
+	})
+}
+
+// powerOff is a serialised BMC queue: a power-on that may still take effect is
+// awaited before off is believed.
+func (w *world) powerOff(n *node, done haengine.Done, answer func(haengine.Event), fail func(string, hotspare.Code, bool)) {
+	switch {
+	case !n.bmc() || w.isolated:
+		w.s.after(w.s.between(time.Second, 6*time.Second), func() { fail("no answer", hotspare.CodeBMCUnreachable, w.s.chance(0.5)) })
+		return
+	case n.bmcRefuse:
+		fail("409", hotspare.CodeBMCRefused, false)
+		return
+	}
+	lies := n.bmcLies
+	if !lies {
+		w.s.after(n.bmcLag, func() { w.setPower(n, false) })
+	}
+	wait := max(n.bmcLag, n.onAt-w.s.now) + 1200*time.Millisecond
+	w.s.after(wait, func() {
+		if !n.bmc() || w.isolated {
+			fail("no answer", hotspare.CodeBMCUnreachable, false)
+			return
+		}
+		r := n.read()
+		if r.State != haengine.PowerIsOff {
+			fail("still on", hotspare.CodeBMCRefused, true)
+			return
+		}
+		if n.powered {
+			w.lied(n)
+		}
+		done.Power = &haengine.PowerEvidence{Reads: []haengine.PowerReading{{State: haengine.PowerIsOn}, r, r}}
+		answer(done)
+	})
+}
+
+// lied marks applications about whose old node a BMC lied while nobody could
+// hear that node: no engine can see through that, so S1 is not held against it.
+func (w *world) lied(n *node) {
+	w.s.counts["lying bmc believed"]++
+	if i := n.inst; i != nil && (!w.reaches(n) || n.noHB) {
+		w.app(i.key.app).lied = true
+	}
+}
+
+func (w *world) powerOn(n *node, key grantKey, done haengine.Done, answer func(haengine.Event), fail func(string, hotspare.Code, bool)) {
+	if n.powered && n.token == key && n.mode != "booting" && n.mode != "" {
+		answer(done) // it joined for this epoch already
+		return
+	}
+	switch {
+	case !n.bmc() || w.isolated:
+		fail("no answer", hotspare.CodeBMCUnreachable, false)
+		return
+	case n.bmcRefuse:
+		fail("refused", hotspare.CodeBMCRefused, false)
+		return
+	}
+	if i := n.inst; n.powered && i != nil && !n.bmcLies {
+		w.s.violate("S12", "%s is booted for %s while it runs %s", n.name, key.app, i.key.app)
+		return
+	}
+	w.answers[n.name] = key
+	n.onAt = w.s.now + n.bmcLag
+	w.s.after(n.bmcLag, func() { w.setPower(n, true) })
+	w.s.after(500*time.Millisecond, func() { answer(done) })
+}
+
+func (w *world) claim(n *node, c haengine.Claim, done haengine.Done, answer func(haengine.Event), fail func(string, hotspare.Code, bool)) {
+	switch {
+	case !w.reaches(n) || n.noHB:
+		fail("not connected", "", true)
+		return
+	case n.boot != c.BootID || c.Epoch < n.seen || n.mode != "parked" && n.mode != "running":
+		fail("other boot or epoch", hotspare.CodeJoinRefused, false)
+		return
+	}
+	a := w.app(c.App)
+	if c.Epoch < a.claims {
+		w.s.violate("S4", "%s epoch %d is claimed after epoch %d", c.App, c.Epoch, a.claims)
+	}
+	a.claims = c.Epoch
+	w.s.counts["claim"]++
+	if n.inst == nil {
+		n.mode, n.seen = "running", c.Epoch
+		n.inst = &instance{key: grantKey{c.App, c.Epoch}}
+	} else if n.inst.key != (grantKey{c.App, c.Epoch}) {
+		w.s.violate("S12", "%s is claimed for %s while it runs %s", n.name, c.App, n.inst.key.app)
+	}
+	answer(done)
+}
+
+func (w *world) release(n *node, r haengine.Release, done haengine.Done, answer func(haengine.Event), fail func(string, hotspare.Code, bool)) {
+	if !w.reaches(n) || n.noHB {
+		fail("not connected", "", true)
+		return
+	}
+	if i := n.inst; i == nil || n.boot != r.BootID || i.key != (grantKey{r.App, r.Epoch}) {
+		fail("not mine", hotspare.CodeJoinRefused, false)
+		return
+	}
+	gen, i := n.gen, n.inst
+	w.s.after(w.s.between(500*time.Millisecond, 3*time.Second), func() {
+		if n.gen != gen || n.inst != i || n.frozen || i.hung {
+			return // it will be fenced
+		}
+		n.inst, n.mode = nil, "parked"
+		w.s.counts["orderly release"]++
+		answer(done)
+	})
+}

@@ -1,0 +1,497 @@
+package sim
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"hotspare/haengine"
+)
+
+// world is the ground truth.
+type world struct {
+	s       *Sim
+	nodes   []*node
+	apps    []*app
+	answers map[string]grantKey // boot answers by node, kept by the appliance's disk
+
+	isolated          bool          // the appliance has no network
+	crashBeforeActing int           // at the n-th step with actions: die after the journal, before the first effect
+	slow              time.Duration // further delay of actions
+	flaky             float64       // chance that a try fails for a transient cause
+
+	linkFixed time.Duration            // when a link healed last
+	probeAt   map[string]time.Duration // ... an application's probe path
+	hbAt      map[string]time.Duration // ... a node's heartbeats
+}
+
+type grantKey struct {
+	app   string
+	epoch haengine.Epoch
+}
+
+// node is a machine, its BMC and what runs on it.
+type node struct {
+	name    string
+	powered bool
+	cut     bool // its link is dead for everybody
+	pathCut bool // only the appliance cannot reach it
+	noHB    bool // its heartbeats are lost
+	noAck   bool // they arrive, and the answers are lost
+	frozen  bool // the machine hangs as a whole, for good
+	noBoot  bool // it never comes up
+	badApp  bool // the application never comes online on it
+
+	bmcDead   bool
+	bmcLies   bool // says off, does nothing
+	bmcRefuse bool
+	bmcLag    time.Duration // a command takes effect this late
+	shared    bool          // the BMC dies with the node's power
+	lostPower bool          // its feed is cut
+	onAt      time.Duration // when the last power-on takes effect at the latest
+
+	gen    int // raised at every power change and reboot: ends what was scheduled
+	boots  int
+	boot   string // boot id
+	mode   string // "", booting, discovery, parked, running
+	token  grantKey
+	seen   haengine.Epoch // highest epoch that the agent saw in this boot
+	inst   *instance
+	missed bool // it was cut off since it was last heard
+}
+
+// instance is an application on a node.
+type instance struct {
+	key      grantKey
+	acked    bool
+	leaseEnd time.Duration
+	up       bool // the service runs
+	addr     bool // the address is configured
+	hung     bool
+	dropping bool
+	online   bool // onlining was begun
+}
+
+// app is an application's storage and its truth.
+type app struct {
+	spec    haengine.Application
+	floor   haengine.Epoch // durable in the target: lower epochs cannot write
+	grants  map[haengine.Epoch]string
+	probe   bool // the appliance's probe path is broken
+	claims  haengine.Epoch
+	upAt    time.Duration // last moment at which the truth served
+	lied    bool          // a proof about it rests on a BMC's lie that nobody could hear contradicted
+	removed bool
+}
+
+func (w *world) init(s *Sim) {
+	w.s, w.answers = s, map[string]grantKey{}
+	w.linkFixed, w.probeAt, w.hbAt = -time.Hour, map[string]time.Duration{}, map[string]time.Duration{}
+	for i := range s.cfg.Nodes {
+		w.nodes = append(w.nodes, &node{name: fmt.Sprintf("n%d", i+1), bmcLag: 0})
+	}
+	names := []string{"orders", "web", "mail", "wiki"}
+	for i := range s.cfg.Apps {
+		w.apps = append(w.apps, &app{spec: application(names[i], i), grants: map[haengine.Epoch]string{}})
+	}
+}
+
+func application(name string, i int) haengine.Application {
+	return haengine.Application{
+		Name: name, Image: name, Pools: []string{"rack1"}, Priority: 100 - 10*i,
+		Address:  netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, 0, byte(50 + i)}), 24),
+		Requires: haengine.Requirements{MemoryMiB: 400},
+		Monitors: []haengine.Monitor{
+			{Name: "check", Kind: haengine.MonitorTCP, Port: 80, From: []haengine.Vantage{haengine.FromAppliance, haengine.FromNode}},
+			{Name: "agent", Kind: haengine.MonitorHeartbeat},
+		},
+		Policy: haengine.Policy{
+			Lease: dur(15 * time.Second), BootDeadline: dur(60 * time.Second), OnlineDeadline: dur(40 * time.Second),
+			RetryAfter: dur(30 * time.Second), MaxFailovers: 1000,
+		},
+	}
+}
+
+func dur(d time.Duration) haengine.Duration { return haengine.Duration(d) }
+
+func nodeSpec(n *node) haengine.Node {
+	return haengine.Node{
+		Name: n.name, MACs: []string{"52:54:00:77:00:0" + n.name[1:]}, Pool: "rack1", CPUs: 1, MemoryMiB: 512, Approved: true,
+		BMC: haengine.BMC{Address: netip.MustParseAddr("10.78.0.11"), SharedPower: n.shared},
+	}
+}
+
+// begin declares everything and starts the clocks of the world.
+func (w *world) begin() {
+	s := w.s
+	s.start()
+	s.submit(haengine.PoolApplied{Pool: haengine.Pool{Name: "rack1"}})
+	for _, n := range w.nodes {
+		s.submit(haengine.NodeApplied{Node: nodeSpec(n)})
+	}
+	for _, a := range w.apps {
+		s.submit(haengine.AppApplied{Application: a.spec})
+	}
+	s.every(500*time.Millisecond, 500*time.Millisecond, func() { s.submit(haengine.Tick{}) })
+	for i, a := range w.apps {
+		s.every(time.Duration(100+37*i)*time.Millisecond, time.Second, func() { w.sample(a) })
+	}
+	for i, n := range w.nodes {
+		s.every(time.Duration(200+53*i)*time.Millisecond, time.Second, func() { w.beat(n) })
+	}
+}
+
+// applianceStarted is what the rest of the appliance tells the engine at a
+// start: the storage's epochs, and every agent that connects again.
+func (w *world) applianceStarted() {
+	for _, a := range w.apps {
+		w.s.submit(haengine.EpochFloor{App: a.spec.Name, Epoch: a.floor})
+	}
+	for _, n := range w.nodes {
+		n.missed = true
+	}
+}
+
+func (w *world) node(name string) *node {
+	for _, n := range w.nodes {
+		if n.name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+func (w *world) app(name string) *app {
+	for _, a := range w.apps {
+		if a.spec.Name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+// reaches says whether node and appliance can talk.
+func (w *world) reaches(n *node) bool {
+	return n.powered && !n.frozen && !n.cut && !n.pathCut && !w.isolated && w.s.up()
+}
+
+// ---- power
+
+func (w *world) setPower(n *node, on bool) {
+	if on && n.lostPower || n.powered == on {
+		return
+	}
+	n.powered = on
+	n.gen++
+	n.mode, n.inst, n.frozen, n.seen, n.boot = "", nil, false, 0, ""
+	if on {
+		w.boot(n)
+	}
+}
+
+// reboot is what an agent does after a drop.
+func (w *world) reboot(n *node) {
+	n.gen++
+	n.mode, n.inst, n.seen, n.boot = "", nil, 0, ""
+	w.boot(n)
+}
+
+// boot lets a machine come up: with a live boot answer to its agent, else to
+// discovery.
+func (w *world) boot(n *node) {
+	n.boots++
+	n.mode = "booting"
+	gen, boot := n.gen, fmt.Sprintf("%s-boot%d", n.name, n.boots)
+	if n.noBoot {
+		return
+	}
+	var come func()
+	come = func() {
+		if n.gen != gen {
+			return
+		}
+		if !w.reaches(n) { // the firmware tries again
+			w.s.after(2*time.Second, come)
+			return
+		}
+		n.boot = boot
+		if key, ok := w.answers[n.name]; ok {
+			delete(w.answers, n.name) // the token is used once
+			n.mode, n.token, n.seen = "parked", key, key.epoch
+		} else {
+			n.mode = "discovery"
+		}
+		w.connect(n)
+	}
+	w.s.after(w.s.between(8*time.Second, 20*time.Second), come)
+}
+
+// connect is an agent's (re)connection.
+func (w *world) connect(n *node) {
+	n.missed = false
+	switch n.mode {
+	case "discovery":
+		w.s.submit(haengine.Discovered{Node: n.name, BootID: n.boot})
+	case "parked", "running":
+		w.s.submit(haengine.Joined{Node: n.name, BootID: n.boot, Epoch: n.token.epoch})
+	}
+}
+
+// ---- the agent
+
+// beat is one second of an agent's life.
+func (w *world) beat(n *node) {
+	if !n.powered || n.frozen || n.mode == "" || n.mode == "booting" {
+		return
+	}
+	if i := n.inst; i != nil && !i.dropping {
+		w.session(n, i)
+		if i.acked && w.s.now >= i.leaseEnd {
+			w.drop(n, "lease over")
+			return
+		}
+	}
+	if !w.reaches(n) || n.noHB {
+		n.missed = n.missed || !w.reaches(n)
+		return
+	}
+	if n.missed {
+		w.connect(n)
+	}
+	if !w.s.up() || n.mode == "booting" || n.mode == "" {
+		return
+	}
+	h := haengine.Heartbeat{Node: n.name, BootID: n.boot}
+	if n.inst != nil {
+		h.App, h.Epoch = n.inst.key.app, n.inst.key.epoch
+	}
+	sent, gen, inst := w.s.now, n.gen, n.inst
+	w.s.after(w.s.between(time.Millisecond, 20*time.Millisecond), func() { w.heard(n, h, sent, gen, inst) })
+}
+
+// heard is the heartbeat's arrival, and its answer's.
+func (w *world) heard(n *node, h haengine.Heartbeat, sent time.Duration, gen int, inst *instance) {
+	s := w.s
+	if !s.up() {
+		return
+	}
+	before := s.machine.State()
+	lease, actions, err := s.machine.Heartbeat(s.ctx(), s.stamp(), h)
+	life := s.life
+	s.stepped(before, h, actions, err)
+	if err != nil || h.App == "" || n.noAck {
+		return
+	}
+	s.after(s.between(time.Millisecond, 20*time.Millisecond), func() {
+		if n.gen != gen || n.inst != inst || inst.dropping || life != s.life || n.frozen {
+			return
+		}
+		if !lease.Granted {
+			w.drop(n, lease.Reason.Text)
+			return
+		}
+		drift := 0.99 + 0.02*s.rng.Float64()
+		inst.leaseEnd = sent + time.Duration(float64(lease.Duration)*drift)
+		w.watchLease(n, inst)
+		if !inst.acked {
+			inst.acked = true
+			w.online(n, inst)
+		}
+	})
+}
+
+// watchLease drops the application when its lease runs out.
+func (w *world) watchLease(n *node, inst *instance) {
+	end, gen := inst.leaseEnd, n.gen
+	w.s.after(end-w.s.now, func() {
+		if n.gen == gen && n.inst == inst && inst.leaseEnd == end && !inst.dropping && !n.frozen {
+			w.drop(n, "lease over")
+		}
+	})
+}
+
+// drop is the agent's self-fencing: address and service go within the bound,
+// then the node reboots.
+func (w *world) drop(n *node, why string) {
+	i := n.inst
+	i.dropping = true
+	gen := n.gen
+	w.s.counts["agent drop"]++
+	w.s.say("   %s drops %s epoch %d: %s", n.name, i.key.app, i.key.epoch, why)
+	w.s.after(w.s.between(50*time.Millisecond, 2900*time.Millisecond), func() {
+		if n.gen != gen || n.inst != i {
+			return
+		}
+		boot := n.boot
+		if w.reaches(n) {
+			w.s.submit(haengine.Dropped{Node: n.name, BootID: boot, App: i.key.app, Epoch: i.key.epoch, Why: why})
+		}
+		w.reboot(n)
+	})
+}
+
+// online brings the service group up, resource by resource.
+func (w *world) online(n *node, i *instance) {
+	gen := n.gen
+	i.online = true
+	w.s.after(w.s.between(2*time.Second, 8*time.Second), func() {
+		if n.gen != gen || n.inst != i || i.dropping || n.frozen {
+			return
+		}
+		if !w.admitted(n, i) || n.badApp {
+			w.report(n, i, haengine.ResourceFailed, "it does not start")
+			return
+		}
+		i.up, i.addr = true, true
+		w.s.say("   %s serves on %s, epoch %d", i.key.app, n.name, i.key.epoch)
+		w.report(n, i, haengine.ResourceOnline, "")
+	})
+}
+
+func (w *world) report(n *node, i *instance, st haengine.ResourceState, why string) {
+	if w.reaches(n) {
+		w.s.submit(haengine.AgentReport{
+			Node: n.name, BootID: n.boot, App: i.key.app, Epoch: i.key.epoch, State: st,
+			Exhausted: st == haengine.ResourceFailed, Why: why,
+		})
+	}
+}
+
+// admitted says whether the target lets the instance write.
+func (w *world) admitted(n *node, i *instance) bool {
+	a := w.app(i.key.app)
+	return i.key.epoch >= a.floor && a.grants[i.key.epoch] == n.name
+}
+
+// session is the storage session's fate as the agent sees it.
+func (w *world) session(n *node, i *instance) {
+	if i.up && !w.admitted(n, i) && w.reaches(n) && w.s.chance(0.5) {
+		w.drop(n, "storage refuses it")
+	}
+}
+
+// serves says whether a client would get an answer from this node.
+func (n *node) serves(app string) bool {
+	i := n.inst
+	return n.powered && !n.frozen && !n.cut && i != nil && i.key.app == app && i.up && i.addr && !i.hung
+}
+
+// sample is one round of an application's monitors.
+func (w *world) sample(a *app) {
+	s := w.s
+	served := slices.ContainsFunc(w.nodes, func(n *node) bool { return n.serves(a.spec.Name) })
+	if served {
+		a.upAt = s.now
+	}
+	if !s.up() {
+		return
+	}
+	ok := !a.probe && !w.isolated && slices.ContainsFunc(w.nodes, func(n *node) bool { return n.serves(a.spec.Name) && !n.pathCut })
+	x := haengine.Sample{App: a.spec.Name, Monitor: "check", From: haengine.FromAppliance, OK: ok}
+	if ok {
+		s.submit(x)
+	} else {
+		x.Why = "timeout"
+		s.after(s.between(10*time.Millisecond, 2*time.Second), func() { s.submit(x) })
+	}
+	for _, n := range w.nodes {
+		if i := n.inst; i != nil && i.key.app == a.spec.Name && i.online && !i.dropping && w.reaches(n) && !n.noHB {
+			y := haengine.Sample{App: a.spec.Name, Monitor: "check", From: haengine.FromNode, Epoch: i.key.epoch, OK: i.up && !i.hung}
+			if !y.OK {
+				y.Why = "no answer on the node"
+			}
+			s.submit(y)
+		}
+	}
+}
+
+// randomise gives each run its own policies.
+func (w *world) randomise() {
+	s := w.s
+	for _, a := range w.apps {
+		p := &a.spec.Policy
+		switch s.rng.IntN(6) {
+		case 0:
+			p.Evidence = []haengine.EvidenceKind{haengine.EvidencePower}
+		case 1:
+			p.Evidence = []haengine.EvidenceKind{haengine.EvidenceStorage, haengine.EvidencePower}
+		}
+		if s.chance(0.2) {
+			p.Lease = dur(s.between(4*time.Second, 30*time.Second))
+		}
+		if s.chance(0.1) {
+			p.Previous = haengine.PreviousQuarantine
+		}
+	}
+}
+
+// healAll ends what no fault's own healing ends.
+func (w *world) healAll() {
+	s := w.s
+	w.isolated, w.slow, w.flaky, w.crashBeforeActing = false, 0, 0, 0
+	s.journal.failAt = 0
+	for _, n := range w.nodes {
+		n.cut, n.pathCut, n.noHB, n.noAck, n.noBoot, n.badApp = false, false, false, false, false, false
+		n.bmcDead, n.bmcLies, n.bmcRefuse, n.bmcLag, n.lostPower, n.shared = false, false, false, 0, false, false
+		if n.powered && n.mode == "booting" { // a boot that could not succeed begins again
+			w.reboot(n)
+		}
+	}
+	for _, a := range w.apps {
+		a.probe = false
+	}
+	w.linkFixed = s.now
+	if !s.up() {
+		s.start()
+	}
+	s.submit(haengine.SelfHealth{})
+	for _, f := range []haengine.Scope{{}, {Pool: "rack1"}, {App: "orders"}, {App: "web"}} {
+		s.submit(haengine.FreezeLifted{Scope: f, By: "ann"})
+	}
+}
+
+// release1 is the operator who looks after quarantined nodes.
+func (w *world) release1() {
+	if !w.s.up() {
+		return
+	}
+	st := w.s.machine.State()
+	for _, n := range w.nodes {
+		if x := st.Durable.Nodes[n.name]; x != nil && x.Phase == haengine.NodeQuarantined {
+			w.s.submit(haengine.Unquarantine{Node: n.name, By: "ann"})
+		}
+	}
+}
+
+func (w *world) probeFixed(a *app) time.Duration { return w.fixed(w.probeAt, a.spec.Name) }
+func (w *world) hbFixed(n *node) time.Duration   { return w.fixed(w.hbAt, n.name) }
+
+func (w *world) fixed(m map[string]time.Duration, k string) time.Duration {
+	if at, ok := m[k]; ok {
+		return at
+	}
+	return -time.Hour
+}
+
+// stands says where the applications stand, for messages.
+func (s *Sim) stands() string {
+	if !s.up() {
+		return "the appliance is down"
+	}
+	text := ""
+	st := s.machine.State()
+	for _, a := range s.w.apps {
+		x := st.Durable.Apps[a.spec.Name]
+		text += fmt.Sprintf("%s is %s (%s) ", a.spec.Name, x.Phase, x.Reason)
+	}
+	for _, n := range s.w.nodes {
+		x := st.Durable.Nodes[n.name]
+		text += fmt.Sprintf("%s %s turn %d ", n.name, x.Phase, x.Turn)
+	}
+	for _, p := range st.Durable.Pending {
+		h := p.Action.Head()
+		text += fmt.Sprintf("[%s#%d %s %s tries %d waiting %v withdrawn %v] ", p.Action.Kind(), h.ID, h.App, h.Node, p.Tries, p.Waiting, p.Withdrawn)
+	}
+	return text
+}
