@@ -109,6 +109,6 @@ func command() *cobra.Command {
 	root.PersistentFlags().StringVar(&p.dir, "dir", "out/lab", "the lab's directory")
 	root.PersistentFlags().BoolVarP(&p.verbose, "verbose", "v", false, "say more")
 	root.AddCommand(upCommand(&p), statusCommand(&p), failCommand(&p), healCommand(&p), powerCommand(&p), execCommand(&p), downCommand(&p),
-		serveCommand(), imageCommand(&p))
+		serveCommand(), imageCommand(&p), targetCommand(&p), demoCommand(&p))
 	return root
 }

@@ -65,6 +65,11 @@ func New(opts Options) (*Builder, error) {
 	if opts.CacheDir == "" {
 		return nil, errors.New("images: no cache directory given")
 	}
+	abs, err := filepath.Abs(opts.CacheDir) // mmdebstrap's hooks run elsewhere
+	if err != nil {
+		return nil, err
+	}
+	opts.CacheDir = abs
 	return &Builder{opts: opts}, nil
 }
 

@@ -31,11 +31,27 @@ mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
 	modprobe@drm.service modprobe@configfs.service modprobe@fuse.service modprobe@efi_pstore.service \
 	modprobe@dm_mod.service modprobe@loop.service \
 	systemd-ask-password-console.path systemd-ask-password-wall.path \
-	console-setup.service keyboard-setup.service
+	console-setup.service keyboard-setup.service \
+	systemd-udev-trigger.service kmod-static-nodes.service systemd-modules-load.service \
+	systemd-sysusers.service systemd-user-sessions.service
+# (The cold plug of all devices alone takes ten seconds of an emulated processor:
+# it loads every module that any device names. hotspare's agent has brought up
+# what the node needs; udevd stays, and handles what comes later.)
+
+# Generators run before everything else, each as a process of its own. What they
+# look for is not in this image.
+mkdir -p "$root/etc/systemd/system-generators"
+for g in "$root"/lib/systemd/system-generators/*; do
+	case "${g##*/}" in
+		systemd-fstab-generator | systemd-debug-generator | postgresql-generator) ;;
+		*) ln -sf /dev/null "$root/etc/systemd/system-generators/${g##*/}" ;;
+	esac
+done
 ln -sf /lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"
 mkdir -p "$root/etc/systemd/system/sockets.target.wants"
 ln -sf ../lab-fault.socket "$root/etc/systemd/system/sockets.target.wants/lab-fault.socket"
 chmod 0755 "$root/usr/local/sbin/"*
 
-rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old \
-	"$root"/var/log/apt "$root"/var/log/*.log "$root"/tmp/* "$root"/var/tmp/*
+# apt's lists and caches and the temporary folders are mmdebstrap's to clean, which
+# still needs its own configuration in /tmp.
+rm -rf "$root"/var/cache/debconf/*-old "$root"/var/log/apt "$root"/var/log/*.log

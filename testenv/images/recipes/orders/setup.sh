@@ -41,10 +41,11 @@ create database orders owner orders;
 SQL
 single orders <<'SQL'
 create table entries (
-	seq bigint primary key,
 	client text not null,
+	seq bigint not null,
 	body text not null,
-	noted timestamptz not null default clock_timestamp()
+	noted timestamptz not null default clock_timestamp(),
+	primary key (client, seq)
 );
 
 alter table entries owner to orders;
@@ -52,6 +53,9 @@ alter table entries owner to orders;
 grant select on entries to monitor;
 
 SQL
+# The single-user server goes on after an error: look whether all is there.
+echo "select 'entries ' || count(*) from entries" |
+	su postgres -c "$pgbin/postgres --single -D /srv/orders/15/main -c config_file=$conf/postgresql.conf orders" 2>&1 | grep -q 'entries 0'
 su postgres -c "$pgbin/pg_checksums --check -D /srv/orders/15/main" >/dev/null
 
 install -d -o postgres -g postgres -m 0700 /usr/share/orders
