@@ -338,8 +338,8 @@ func (c *conn) dispatch(h *Header, ahs int) error {
 		}
 		return err
 	}
-	if !c.inOrder(h) {
-		return nil
+	if ok, err := c.inOrder(h); !ok {
+		return err
 	}
 	switch op {
 	case OpSCSICommand:
@@ -391,17 +391,23 @@ func (c *conn) readData(dst []byte) error {
 // inOrder says whether a request is to be looked at: one for immediate delivery
 // is, any other only with the number that is expected (RFC 7143, 4.2.2.1). On a
 // single connection nothing can fill a gap, so what is out of order is ignored.
-func (c *conn) inOrder(h *Header) bool {
-	if h.Immediate() {
-		return true
-	}
+func (c *conn) inOrder(h *Header) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if h.CmdSN() != c.cmdSN || c.active >= commandWindow {
-		return false
+	if len(c.tasks) >= 2*commandWindow {
+		return false, errors.New("iscsi: the initiator ignores the command window")
+	}
+	if h.Immediate() {
+		return true, nil
+	}
+	if h.CmdSN() != c.cmdSN {
+		return false, nil
 	}
 	c.cmdSN++
-	return true
+	if h.Opcode() == OpSCSICommand {
+		c.active++ // together with the number: the window never looks wider than it is
+	}
+	return true, nil
 }
 
 // Reasons of a Reject (RFC 7143, 11.17.1).

@@ -9,7 +9,7 @@ import (
 const (
 	maxBlocks        = maxTransfer / blockSize // of one READ, WRITE, VERIFY
 	maxCompareBlocks = 128
-	maxSameBlocks    = 128 << 20 / blockSize
+	maxSameBlocks    = maxBlocks
 	maxUnmapRanges   = 256
 	maxUnmapBlocks   = 512 << 20 / blockSize
 	unmapGranularity = 8 // blocks: 4 KiB
@@ -287,7 +287,7 @@ func (c *call) writeSame() result {
 		return check(senseField)
 	case c.readOnly():
 		return check(senseWriteProtect)
-	case !noData && len(c.out) < blockSize:
+	case !noData && len(c.out) != blockSize:
 		return check(senseField)
 	}
 	block, used := make([]byte, blockSize), 0

@@ -56,9 +56,6 @@ func (c *conn) command(h *Header, ahs int, data []byte) error {
 		return c.protocolError(h, "task tag %#x is in use", t.tag)
 	}
 	c.tasks[t.tag] = t
-	if !t.immediate {
-		c.active++
-	}
 	if t.edtl > maxTransfer || ahs > 0 || h.LUN() != 0 {
 		// What is not for our unit needs no data; what still comes is dropped.
 		c.mu.Unlock()
@@ -371,7 +368,7 @@ func (c *conn) manage(h *Header) byte {
 			}
 		}
 	case tmfLUNReset, tmfWarmReset, tmfColdReset:
-		c.lu.unit.reset(c.lu)
+		c.lu.unit.reset()
 	default:
 		return tmfUnsupported
 	}

@@ -35,14 +35,12 @@ func (u *unit) members() []*lu {
 	return ls
 }
 
-// reset aborts all tasks of all sessions and tells the others. Persistent
-// reservations stay, the others go (SPC-4, 5.12).
-func (u *unit) reset(by *lu) {
+// reset aborts all tasks of all sessions and tells every one, the asking one
+// too (SAM-5, 6.3.3). Persistent reservations stay, the others go (SPC-4, 5.12).
+func (u *unit) reset() {
 	for _, l := range u.members() {
 		l.c.abortAll()
-		if l != by {
-			l.attend(attentionReset)
-		}
+		l.attend(attentionReset)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()

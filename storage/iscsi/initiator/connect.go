@@ -25,12 +25,14 @@ func (s *Session) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.kernel.bind(fd)
-	unix.Close(fd) // the kernel holds a reference of its own
-	if err != nil {
+	defer unix.Close(fd) // the kernel holds a reference of its own
+	if err = s.kernel.bind(fd); err != nil {
 		return err
 	}
-	if err = s.logInAndStart(ctx); err == nil {
+	if err = closedByPeer(fd); err == nil {
+		err = s.logInAndStart(ctx)
+	}
+	if err == nil {
 		return nil
 	}
 	if e := s.stopForRecovery(); e != nil {
@@ -77,6 +79,26 @@ func dial(ctx context.Context, portal string) (int, error) {
 	fd, dupErr := -1, error(nil)
 	err = raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) })
 	return fd, errors.Join(err, dupErr)
+}
+
+// closedByPeer says whether the peer closed the connection before the kernel
+// took it over. The kernel reports what happens to a socket after it was bound
+// and does not look at what happened before: a FIN that came in between, from a
+// target that dies while we connect, would go unnoticed (seen with Linux 6.1).
+func closedByPeer(fd int) error {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	for {
+		_, err := unix.Poll(p, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return err
+		case p[0].Revents != 0:
+			return errors.New("the target closed the connection at once")
+		}
+		return nil
+	}
 }
 
 // exchange sends a log-in PDU through the kernel and waits for the answer.

@@ -3,12 +3,14 @@ package initiator
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"hotspare"
 	"hotspare/storage/iscsi"
@@ -270,6 +272,46 @@ func TestHangingTarget(t *testing.T) {
 	}
 	if n := b.kernel.left(); n != 0 {
 		t.Fatalf("%d sessions left", n)
+	}
+}
+
+// TestDyingTarget: a target that closes between the connect and the kernel's
+// take-over is noticed at once, although no event tells it.
+func TestDyingTarget(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		if c, err := l.Accept(); err == nil {
+			_ = c.(*net.TCPConn).CloseWrite()
+			defer c.Close()
+			_, _ = c.Read(make([]byte, 1)) // until the other side gives up
+		}
+	}()
+	fd, err := dial(context.Background(), l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	if _, err := unix.Poll(p, 5000); err != nil {
+		t.Fatal(err)
+	}
+	if err := closedByPeer(fd); err == nil {
+		t.Error("a closed connection looks open")
+	}
+	unix.Close(fd)
+	<-closed
+	b := newBench(t, Options{})
+	if fd, err = dial(context.Background(), b.target.Portal.String()); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := closedByPeer(fd); err != nil {
+		t.Errorf("an open connection: %v", err)
 	}
 }
 
