@@ -9,6 +9,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,7 +57,7 @@ type bench struct {
 	cfg     wire.Config
 }
 
-func newBench(t *testing.T, cfg wire.Config, edit func(*bmcsim.Options)) *bench {
+func newBench(t testing.TB, cfg wire.Config, edit func(*bmcsim.Options)) *bench {
 	t.Helper()
 	m := &bmcsim.MemoryMachine{ID: testUUID}
 	opts := bmcsim.Options{User: "admin", Password: testPassword, Machine: m}
@@ -89,7 +92,7 @@ func newBench(t *testing.T, cfg wire.Config, edit func(*bmcsim.Options)) *bench 
 	return &bench{sim: sim, machine: m, cfg: cfg}
 }
 
-func (b *bench) driver(t *testing.T) bmc.Driver {
+func (b *bench) driver(t testing.TB) bmc.Driver {
 	t.Helper()
 	d, err := wire.New(b.cfg)
 	if err != nil {
@@ -452,6 +455,88 @@ func TestNothingThatSpeaksIPMI(t *testing.T) {
 		sock.Close()
 	}
 	<-done
+}
+
+// countingTool is ipmitool with a line in a file for each run.
+func countingTool(t *testing.T) (tool string, runs func() int) {
+	t.Helper()
+	real, err := exec.LookPath("ipmitool")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	tool, log := filepath.Join(dir, "ipmitool"), filepath.Join(dir, "runs")
+	script := fmt.Sprintf("#!/bin/sh\necho run >>%s\nexec %s \"$@\"\n", log, real)
+	if err := os.WriteFile(tool, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return tool, func() int {
+		raw, err := os.ReadFile(log)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return bytes.Count(raw, []byte("\n"))
+	}
+}
+
+// Each run with a wrong password brings the BMC's user nearer to being locked.
+func TestWrongPasswordIsTriedTwice(t *testing.T) {
+	t.Parallel()
+	for name, op := range map[string]func(context.Context, bmc.Driver) error{
+		"read":     func(ctx context.Context, d bmc.Driver) error { _, err := d.PowerState(ctx); return err },
+		"power on": func(ctx context.Context, d bmc.Driver) error { return d.PowerOn(ctx) },
+		"boot":     func(ctx context.Context, d bmc.Driver) error { return d.SetNextBootPXE(ctx) },
+		"uuid":     func(ctx context.Context, d bmc.Driver) error { _, err := d.SystemUUID(ctx); return err },
+	} {
+		b := newBench(t, wire.Config{Protocol: wire.IPMI}, nil)
+		tool, runs := countingTool(t)
+		b.cfg.IPMITool, b.cfg.Password = tool, hotspare.NewSecret("wrong")
+		d := b.driver(t)
+		for range 5 {
+			if err := op(t.Context(), d); !errors.Is(err, bmc.ErrPassword) {
+				t.Errorf("%s: %v, want ErrPassword", name, err)
+			}
+		}
+		if n := runs(); n != 2 {
+			t.Errorf("%s: ipmitool ran %d times with a wrong password, want 2", name, n)
+		}
+	}
+}
+
+func TestIPv6(t *testing.T) {
+	t.Parallel()
+	for _, proto := range []wire.Protocol{wire.IPMI, wire.Redfish} {
+		b := newBench(t, wire.Config{Protocol: proto}, func(o *bmcsim.Options) {
+			if o.Listen != "" {
+				o.Listen = "[::1]:0"
+			} else {
+				o.RedfishListen = "[::1]:0"
+			}
+		})
+		d := b.driver(t)
+		if err := d.PowerOn(t.Context()); err != nil {
+			t.Errorf("%s: %v", proto, err)
+			continue
+		}
+		eventually(t, d, bmc.PowerOn)
+		if uuid, err := d.SystemUUID(t.Context()); err != nil || uuid != testUUID {
+			t.Errorf("%s: UUID %s, %v", proto, uuid, err)
+		}
+	}
+}
+
+// BenchmarkCalls gives the cost of one call of each protocol.
+func BenchmarkCalls(b *testing.B) {
+	for _, proto := range []wire.Protocol{wire.IPMI, wire.Redfish} {
+		b.Run(string(proto), func(b *testing.B) {
+			d := newBench(b, wire.Config{Protocol: proto}, nil).driver(b)
+			for b.Loop() {
+				if _, err := d.PowerState(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
 
 // S17: neither errors nor logs show the password.
