@@ -59,6 +59,7 @@ const (
 // unknown machine.
 type Assignment struct {
 	Node     string // name of the node, "" when unknown
+	MAC      MAC    // that it boots from, so that HTTP requests join its trace; zero if unknown
 	Approved bool   // an operator approved it
 	Kind     Kind
 	Token    string // of this boot attempt; opens the paths below it

@@ -114,3 +114,16 @@ func TestBIOSMachineNeverFetchesTheJoinArchiveTwice(t *testing.T) {
 	}
 	logTrace(t, r)
 }
+
+// A machine that may boot its own disk is handed back with an error, so that
+// its firmware goes on to the next device (here: none).
+func TestBIOSMachineIsHandedBackToItsFirmware(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	r := newRack(t, dhcp.Authoritative, source{})
+	r.director.assign(n1, boot.Assignment{Node: "n1", Approved: true, Kind: boot.KindLocal, Token: token(t), Reason: "it holds no application"})
+	v := startVM(t, bios()...)
+	v.expect("hotspare: node n1 boots from its own disk: it holds no application", 60*time.Second)
+	v.expect("No bootable device", 30*time.Second)
+}

@@ -138,6 +138,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.a = a
+	if c.req.MAC.IsZero() {
+		c.req.MAC = a.MAC
+	}
 	offer, reason := h.o.Site.Plan(c.req, a)
 	switch offer.Kind {
 	case boot.OfferScript:

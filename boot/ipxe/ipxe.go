@@ -157,7 +157,8 @@ func (w *writer) again(d time.Duration) {
 	w.raw(fmt.Sprintf("sleep %d ||", sec))
 	w.raw("imgfree ||")
 	w.raw("dhcp netX || goto again")
-	w.raw("chain --replace --autofree ${netX/filename} || goto again")
+	// A proxy's answer is not among the settings of the interface.
+	w.raw("isset ${netX/filename} && chain --replace --autofree ${netX/filename} || chain --replace --autofree ${filename} || goto again")
 	w.raw("goto again")
 }
 

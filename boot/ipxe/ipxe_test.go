@@ -91,7 +91,7 @@ echo hotspare: asks again in 20 s
 sleep 20 ||
 imgfree ||
 dhcp netX || goto again
-chain --replace --autofree ${netX/filename} || goto again
+isset ${netX/filename} && chain --replace --autofree ${netX/filename} || chain --replace --autofree ${filename} || goto again
 goto again
 `
 	if string(b) != want {

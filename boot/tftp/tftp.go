@@ -220,6 +220,12 @@ func (s *Server) transfer(name string, open Opener, rf io.ReaderFrom, e *boot.En
 	s.mu.Unlock()
 	n, err := rf.ReadFrom(&cut{ctx: ctx, ReadSeeker: f})
 	e.Answer = fmt.Sprintf("%d bytes in %s", n, s.o.Now().Sub(e.At).Round(time.Millisecond))
+	if err != nil && strings.HasPrefix(err.Error(), "sending block 0: code=") {
+		// PXE firmware asks twice: once for the size alone, which it ends with
+		// an error packet.
+		e.Answer, e.Reason = "its size", boot.Reason{Rule: boot.RuleTransferred, Text: "the machine asked for the size of " + name}
+		return
+	}
 	if err != nil {
 		e.Reason = boot.Reason{Rule: boot.RuleTransferFail, Text: fmt.Sprintf("%s stopped after %d bytes: %v", name, n, err)}
 		return

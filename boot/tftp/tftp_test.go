@@ -203,14 +203,19 @@ func TestTrace(t *testing.T) {
 		t.Fatalf("%v %s", err, b)
 	}
 	raw(t, f.addr, "\x00\x01shadow\x00octet\x00")
+	c, from, _ := raw(t, f.addr, "\x00\x01undionly.kpxe\x00octet\x00tsize\x000\x00")
+	ackLast(t, c, from, "\x08", "User aborted the transfer")
 	f.stop()
 	trace, _ := f.recorder.Trace(boot.MAC{0x52, 0x54, 0, 0x77, 0, 1})
-	if len(trace.Entries) != 2 {
+	if len(trace.Entries) != 3 {
 		t.Fatalf("%+v", trace)
 	}
 	var rules []boot.Rule
 	for _, e := range trace.Entries {
 		rules = append(rules, e.Reason.Rule)
+		if e.Reason.Rule == boot.RuleTransferFail {
+			t.Errorf("a question for the size is told as a failure: %+v", e)
+		}
 	}
 	if text := fmt.Sprint(rules); !strings.Contains(text, "transferred") || !strings.Contains(text, "no-such-file") {
 		t.Errorf("%s", text)
