@@ -76,7 +76,8 @@ func (p *ProbeReport) Failed() *StageResult {
 
 // Probe tries a BMC from its address to the identity of its machine and says
 // which stage fails and how to mend it. It switches nothing. A wrong password
-// is tried once.
+// is tried as often as the driver needs to find out that it is wrong. For a BMC
+// that has a Queue, call it within Queue.Exclusive.
 func Probe(ctx context.Context, a Access, opts ProbeOptions) ProbeReport {
 	if opts.StageTimeout == 0 {
 		opts.StageTimeout = 15 * time.Second
