@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -31,6 +32,11 @@ func ProbeKVM(ctx context.Context, qemu, kernel string) error {
 		return fmt.Errorf("open /dev/kvm: %w", err)
 	}
 	f.Close()
+	return bootUnderKVM(ctx, qemu, kernel)
+}
+
+func bootUnderKVM(ctx context.Context, qemu, kernel string) error {
+	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, kvmDeadline)
 	defer cancel()
 	var out bytes.Buffer
@@ -39,9 +45,12 @@ func ProbeKVM(ctx context.Context, qemu, kernel string) error {
 		"-kernel", kernel, "-append", "console=ttyS0 panic=-1 root=none")
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	err = cmd.Run()
+	err := cmd.Run()
 	if strings.Contains(out.String(), "Kernel panic - not syncing: VFS") {
 		return nil
+	}
+	if errors.Is(asked.Err(), context.Canceled) {
+		return asked.Err()
 	}
 	if ctx.Err() != nil {
 		return &hotspare.Error{

@@ -69,7 +69,7 @@ func StartProcess(ctx context.Context, opts ProcessOptions) (*Process, error) {
 	go cmd.Wait() //nolint:errcheck // reaps it; how it ended stands in its log
 	p, err := describe(cmd.Process.Pid)
 	if err != nil {
-		return nil, errors.Join(err, cmd.Process.Kill())
+		return nil, fmt.Errorf("%s ended at once: %w: %s", opts.Name, err, tail(log.Name(), 5))
 	}
 	p.Name, p.Args, p.file = opts.Name, opts.Args, filepath.Join(opts.Dir, opts.Name+".pid")
 	if err := p.write(); err != nil {

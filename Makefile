@@ -1,0 +1,67 @@
+# `make` alone shows what there is.
+
+OUT     := out
+BIN     := $(OUT)/bin
+GO      ?= go
+PKGS    ?= ./...
+# Tests that boot machines run one after the other, in a step of their own.
+E2E     := ./testenv/e2e/...
+NICE    := $(shell command -v nice >/dev/null && echo nice -n 5)
+export CGO_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-full soak bench lint vet packages test-packages images vagrant-validate clean
+
+help: ## show this
+	@echo "hotspare: bare metal with a spare tyre"
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## the programs, static, into out/bin
+	@mkdir -p $(BIN)
+	$(GO) build -trimpath -o $(BIN)/ ./cmd/hotspare ./cmd/hotspare-lab
+	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/ ./cmd/hotspare-agent
+
+demo: packages build ## a failover of a real database in a lab of 4 machines; KEEP=1 leaves it running
+	@KEEP=$(KEEP) $(BIN)/hotspare-lab demo
+
+packages:
+	@packaging/install-packages packaging/demo-packages.txt
+
+test-packages: packages
+	@packaging/install-packages packaging/test-packages.txt
+
+images: packages build ## the two demo images, into out/cache
+	@for image in orders web; do $(BIN)/hotspare-lab image build $$image || exit 1; done
+
+test: test-packages build vet lint ## everything: vet, lint, all tests, the end-to-end tests on machines
+	$(NICE) $(GO) test -timeout 14m $$($(GO) list ./... | grep -v /testenv/e2e)
+	@if $(GO) list $(E2E) >/dev/null 2>&1; then $(NICE) $(GO) test -p 1 -count 1 -timeout 14m $(E2E); fi
+
+test-full: test-packages build vet lint ## like test, with every end-to-end failover, the race detector and the slow tests
+	CGO_ENABLED=1 $(NICE) $(GO) test -race -timeout 60m $$($(GO) list ./... | grep -v /testenv/e2e)
+	@if $(GO) list $(E2E) >/dev/null 2>&1; then HOTSPARE_TEST_FULL=1 $(NICE) $(GO) test -p 1 -count 1 -timeout 120m $(E2E); fi
+
+soak: build ## the simulator over many seeds for SOAK=10m
+	HOTSPARE_SOAK=$(or $(SOAK),10m) $(NICE) $(GO) test -count 1 -timeout 24h -run Soak ./testenv/sim/...
+
+bench: ## all benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem $(PKGS)
+
+vet: ## go vet
+	$(GO) vet $(PKGS)
+
+# The linter is built once from the module proxy, at the version in tools/go.mod.
+$(OUT)/tools/golangci-lint: tools/go.mod tools/go.sum
+	@mkdir -p $(OUT)/tools
+	cd tools && $(GO) build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+lint: $(OUT)/tools/golangci-lint ## golangci-lint with .golangci.yml
+	$(NICE) $< run $(PKGS)
+
+vagrant-validate: ## check the Vagrantfile (needs Debian's package vagrant)
+	@command -v vagrant >/dev/null || { echo "vagrant is missing; fix: apt-get install vagrant" >&2; exit 1; }
+	vagrant validate --ignore-provider
+
+clean: ## everything that was made, and a lab that still runs
+	@if [ -x $(BIN)/hotspare-lab ] && [ -d $(OUT)/lab ]; then $(BIN)/hotspare-lab down; fi
+	rm -rf $(OUT)
