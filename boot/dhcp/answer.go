@@ -29,6 +29,12 @@ func (s *Server) answer(ctx context.Context, m message) answer {
 	if !s.serves(m) {
 		return answer{text: "nothing", reason: boot.Reason{Rule: boot.RuleNoAddress, Text: "the request comes from a network that this segment does not serve"}}
 	}
+	if s.strays(m) {
+		if m.kind == dhcpv4.MessageTypeRequest {
+			return s.nak(m, m.have, "")
+		}
+		return answer{}
+	}
 	switch m.kind {
 	case dhcpv4.MessageTypeDiscover:
 		return s.discover(ctx, m)
@@ -52,8 +58,23 @@ func (s *Server) serves(m message) bool {
 	return s.o.Prefix.Contains(s.o.Server)
 }
 
-// decide asks the director and the plan.
-func (s *Server) decide(ctx context.Context, m message) (boot.Offer, boot.Reason, boot.Assignment) {
+// strays says whether the client or its relay claims an address of another
+// network. Answers go to that address, and they carry boot tokens: none may
+// leave the segment.
+func (s *Server) strays(m message) bool {
+	away := func(a netip.Addr) bool { return a.IsValid() && !s.o.Prefix.Contains(a) }
+	return away(m.have) || away(m.relay)
+}
+
+// decision is what director and plan say.
+type decision struct {
+	offer  boot.Offer
+	reason boot.Reason
+	node   string
+	known  bool // more than a MAC address that somebody sent
+}
+
+func (s *Server) decide(ctx context.Context, m message) decision {
 	a, err := s.o.Director.Assign(ctx, m.boot)
 	offer, reason := s.o.Site.Plan(m.boot, a)
 	if err != nil {
@@ -64,42 +85,38 @@ func (s *Server) decide(ctx context.Context, m message) (boot.Offer, boot.Reason
 		if m.boot.Stage == boot.StageIPXE {
 			reason = boot.Undecided()
 		}
-		return offer, reason, boot.Assignment{}
-	}
-	return offer, reason, a
-}
-
-// known says whether the machine is more than a MAC address that somebody sent.
-func (s *Server) known(m message, a boot.Assignment) bool {
-	if a.Node != "" {
-		return true
+		s.mu.Lock()
+		l := s.table.byMAC[m.mac]
+		known := l != nil && l.Known
+		s.mu.Unlock()
+		return decision{offer: offer, reason: reason, known: known}
 	}
 	_, reserved := s.o.Reservations(m.mac)
-	return reserved
+	return decision{offer: offer, reason: reason, node: a.Node, known: a.Node != "" || reserved}
 }
 
 func (s *Server) discover(ctx context.Context, m message) answer {
-	offer, reason, a := s.decide(ctx, m)
+	d := s.decide(ctx, m)
 	want := addrOf(m.Options[50])
 	for range 4 {
 		s.mu.Lock()
-		l, fresh, err := s.table.offer(m.mac, want, s.known(m, a), s.o.Now())
+		l, fresh, err := s.table.offer(m.mac, want, d.known, s.o.Now())
 		s.mu.Unlock()
 		if err != nil {
-			return s.noAddress(m, a, err)
+			return s.noAddress(m, d, err)
 		}
 		if fresh && s.taken(ctx, l) {
 			s.mu.Lock()
 			avoided := s.table.avoid(m.mac, l.Addr, s.o.Now())
 			s.mu.Unlock()
 			if !avoided {
-				return s.noAddress(m, a, errPoolEmpty)
+				return s.noAddress(m, d, errPoolEmpty)
 			}
 			continue
 		}
-		return s.send(m, dhcpv4.MessageTypeOffer, l.Addr, s.o.LeaseTime, offer, reason, a)
+		return s.send(m, dhcpv4.MessageTypeOffer, l.Addr, s.o.LeaseTime, d)
 	}
-	return s.noAddress(m, a, errors.New("every address that was tried is in use by somebody else"))
+	return s.noAddress(m, d, errors.New("every address that was tried is in use by somebody else"))
 }
 
 // taken probes an address that is new to its machine. The machine itself may
@@ -118,13 +135,13 @@ func (s *Server) taken(ctx context.Context, l Lease) bool {
 	return used
 }
 
-func (s *Server) noAddress(m message, a boot.Assignment, err error) answer {
-	s.o.Log.Warn("no address for machine", "mac", m.mac, "node", a.Node, "err", err)
+func (s *Server) noAddress(m message, d decision, err error) answer {
+	s.o.Log.Warn("no address for machine", "mac", m.mac, "node", d.node, "err", err)
 	reason := boot.Reason{Rule: boot.RuleNoAddress, Text: err.Error(), Fix: "make the range larger, or free addresses"}
 	if errors.Is(err, errUnknown) {
 		reason.Fix = "add the machine as a node, or find out who sends so many MAC addresses"
 	}
-	return answer{text: "nothing", reason: reason, node: a.Node}
+	return answer{text: "nothing", reason: reason, node: d.node}
 }
 
 // request answers the four kinds of REQUEST (RFC 2131 section 4.3.2).
@@ -145,28 +162,33 @@ func (s *Server) request(ctx context.Context, m message) answer {
 	if !want.IsValid() {
 		want = m.have // renewing or rebinding
 	}
-	offer, reason, a := s.decide(ctx, m)
+	d := s.decide(ctx, m)
 	if !want.IsValid() {
-		return answer{node: a.Node, text: "nothing", reason: boot.Reason{Rule: boot.RuleNoAddress, Text: "the request names no address"}}
+		return answer{node: d.node, text: "nothing", reason: boot.Reason{Rule: boot.RuleNoAddress, Text: "the request names no address"}}
 	}
-	l, v, err := s.bind(m, want, s.known(m, a))
+	l, v, err := s.bind(m, want, d.known)
 	switch {
 	case err != nil:
 		s.stat.failed.Add(1)
 		s.o.Log.Error("lease not written; it holds in memory only", "mac", m.mac, "err", err)
 		fallthrough
 	case v == grant:
-		return s.send(m, dhcpv4.MessageTypeAck, l.Addr, s.o.LeaseTime, offer, reason, a)
+		return s.send(m, dhcpv4.MessageTypeAck, l.Addr, s.o.LeaseTime, d)
 	case v == ignore:
-		return s.noAddress(m, a, errUnknown)
+		return s.noAddress(m, d, errUnknown)
 	}
+	return s.nak(m, want, d.node)
+}
+
+// nak tells a machine to begin anew.
+func (s *Server) nak(m message, want netip.Addr, node string) answer {
 	out, err := s.reply(m, dhcpv4.MessageTypeNak)
 	if err != nil {
 		return answer{}
 	}
 	text := fmt.Sprintf("the machine may not have %s; it asks anew", want)
 	out.Options[56] = []byte(text)
-	return answer{packet: out, to: where(m, dhcpv4.MessageTypeNak, netip.Addr{}), text: "NAK", reason: boot.Reason{Rule: boot.RuleNoAddress, Text: text}, node: a.Node}
+	return answer{packet: out, to: where(m, dhcpv4.MessageTypeNak, netip.Addr{}), text: "NAK", reason: boot.Reason{Rule: boot.RuleNoAddress, Text: text}, node: node}
 }
 
 // bind makes a lease durable. A lease that cannot be written still holds: a full
@@ -181,22 +203,22 @@ func (s *Server) bind(m message, want netip.Addr, known bool) (Lease, verdict, e
 	return l, v, s.file.append(l, len(s.table.byMAC), s.leases)
 }
 
-func (s *Server) send(m message, kind dhcpv4.MessageType, addr netip.Addr, lease time.Duration, offer boot.Offer, reason boot.Reason, a boot.Assignment) answer {
+func (s *Server) send(m message, kind dhcpv4.MessageType, addr netip.Addr, lease time.Duration, d decision) answer {
 	out, err := s.reply(m, kind)
 	if err != nil {
 		s.o.Log.Error("DHCP answer not built", "mac", m.mac, "err", err)
 		return answer{}
 	}
 	s.addressOptions(out, addr, lease)
-	bootOptions(out, m.boot, offer)
+	bootOptions(out, m.boot, d.offer)
 	text := kind.String()
 	if addr.IsValid() {
 		text += " " + addr.String()
 	}
-	if offer.BootFile != "" {
-		text += ", " + redact(offer)
+	if d.offer.BootFile != "" {
+		text += ", " + redact(d.offer)
 	}
-	return answer{packet: out, to: where(m, kind, addr), text: text, reason: reason, node: a.Node}
+	return answer{packet: out, to: where(m, kind, addr), text: text, reason: d.reason, node: d.node}
 }
 
 func (s *Server) decline(m message) answer {
@@ -233,14 +255,14 @@ func (s *Server) inform(ctx context.Context, m message) answer {
 	if !m.have.IsValid() {
 		return answer{}
 	}
-	offer, reason, a := s.decide(ctx, m)
-	return s.send(m, dhcpv4.MessageTypeAck, netip.Addr{}, 0, offer, reason, a)
+	d := s.decide(ctx, m)
+	return s.send(m, dhcpv4.MessageTypeAck, netip.Addr{}, 0, d)
 }
 
 // answerProxy works on one packet beside another server: boot files only, and
 // only for machines that boot.
 func (s *Server) answerProxy(ctx context.Context, m message, port int) answer {
-	if m.boot.Stage == boot.StageSystem {
+	if m.boot.Stage == boot.StageSystem || s.strays(m) {
 		return answer{}
 	}
 	kind := dhcpv4.MessageTypeAck
@@ -251,16 +273,16 @@ func (s *Server) answerProxy(ctx context.Context, m message, port int) answer {
 	default:
 		return answer{}
 	}
-	offer, reason, a := s.decide(ctx, m)
-	if offer.Kind != boot.OfferFile && offer.Kind != boot.OfferURL {
-		return answer{text: "nothing", reason: reason, node: a.Node}
+	d := s.decide(ctx, m)
+	if d.offer.Kind != boot.OfferFile && d.offer.Kind != boot.OfferURL {
+		return answer{text: "nothing", reason: d.reason, node: d.node}
 	}
 	out, err := s.reply(m, kind)
 	if err != nil {
 		return answer{}
 	}
-	bootOptions(out, m.boot, offer)
-	return answer{packet: out, to: where(m, kind, netip.Addr{}), text: kind.String() + " " + redact(offer), reason: reason, node: a.Node}
+	bootOptions(out, m.boot, d.offer)
+	return answer{packet: out, to: where(m, kind, netip.Addr{}), text: kind.String() + " " + redact(d.offer), reason: d.reason, node: d.node}
 }
 
 // redact shows an offer without its token.

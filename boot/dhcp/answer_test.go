@@ -280,6 +280,53 @@ func TestWhereAnswersGo(t *testing.T) {
 	}
 }
 
+// SAFETY S17: boot tokens travel in answers, so no answer leaves the segment,
+// whatever address the asker claims to have.
+func TestNoAnswerLeavesTheSegment(t *testing.T) {
+	for _, away := range []opt{dhcpv4.WithClientIP(net.ParseIP("192.0.2.7")), dhcpv4.WithGatewayIP(net.ParseIP("192.0.2.7"))} {
+		noAnswerLeaves(t, away)
+	}
+}
+
+func noAnswerLeaves(t *testing.T, away opt) {
+	t.Helper()
+	for _, mode := range []Mode{Authoritative, Proxy} {
+		for _, kind := range []dhcpv4.MessageType{dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeInform} {
+			for _, port := range []int{portDHCP, portPXE} {
+				mods := with(iPXE, away, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.ParseIP("10.77.0.105"))))
+				out, a := askOn(t, segment(t, mode, starts), port, kind, mods...)
+				if out == nil {
+					continue
+				}
+				if options().Prefix.Contains(a.to.addr.Addr()) || a.to.addr.Addr() == limitedBroadcast {
+					if out.MessageType() == dhcpv4.MessageTypeNak {
+						continue
+					}
+				}
+				t.Errorf("%s, %s on %d: %s goes to %s", mode, kind, port, out.MessageType(), a.to.addr)
+			}
+		}
+	}
+}
+
+// While nothing can be decided, a machine that was known stays known.
+func TestDirectorFailsWhileThePoolIsTight(t *testing.T) {
+	fails := false
+	s := segment(t, Authoritative, func(r boot.Request) (boot.Assignment, error) {
+		if fails {
+			return boot.Assignment{}, errors.New("closed")
+		}
+		return starts(r)
+	})
+	s.table.unknown = 0
+	first, _ := ask(t, s, dhcpv4.MessageTypeDiscover, iPXE...)
+	s.table.bind(n1, addrOf(first.YourIPAddr), true, time.Hour, epoch.Add(-2*time.Hour)) // expired since
+	fails = true
+	if again, a := ask(t, s, dhcpv4.MessageTypeDiscover, iPXE...); again == nil || !again.YourIPAddr.Equal(first.YourIPAddr) || a.reason.Rule != boot.RuleUndecided {
+		t.Errorf("%+v", a)
+	}
+}
+
 func TestProxy(t *testing.T) {
 	d, r := dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest
 	for _, c := range []struct {

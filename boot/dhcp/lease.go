@@ -175,13 +175,16 @@ func (t *table) bind(m boot.MAC, addr netip.Addr, known bool, d time.Duration, n
 	} else {
 		had := t.byMAC[m]
 		mine := had != nil && had.Addr == addr
-		if !t.free(addr, m, now) {
+		// A live lease is renewed also when the pool would not give it today:
+		// the machine may hold its root over that address.
+		renewal := mine && had.Bound && had.Live(now)
+		switch {
+		case renewal:
+		case !t.free(addr, m, now):
 			return Lease{}, refuse
-		}
-		if !mine && t.byAddr[addr] != nil {
+		case !mine && t.byAddr[addr] != nil:
 			return Lease{}, refuse // it was another's: let the machine ask anew
-		}
-		if !known && !(mine && had.Live(now)) && t.unknownLive(now) >= t.unknown {
+		case !known && !(mine && had.Live(now)) && t.unknownLive(now) >= t.unknown:
 			return Lease{}, ignore
 		}
 	}

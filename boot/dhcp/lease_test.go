@@ -102,6 +102,28 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// An address that becomes an application's while a machine holds it is not torn
+// from under that machine; its next boot gets another one.
+func TestALiveLeaseIsRenewedWhenItBecomesExcluded(t *testing.T) {
+	excluded := netip.Addr{}
+	o := options()
+	o.Exclude = func(a netip.Addr) bool { return a == excluded }
+	tab := newTable(o.withDefaults())
+	l, _, _ := tab.offer(n1, netip.Addr{}, true, epoch)
+	tab.bind(n1, l.Addr, true, time.Hour, epoch)
+	excluded = l.Addr
+	if _, v := tab.bind(n1, l.Addr, true, time.Hour, epoch.Add(30*time.Minute)); v != grant {
+		t.Error("a live lease is not renewed")
+	}
+	next, _, err := tab.offer(n1, l.Addr, true, epoch.Add(31*time.Minute))
+	if err != nil || next.Addr == excluded {
+		t.Errorf("the next boot gets %s (%v)", next.Addr, err)
+	}
+	if _, v := tab.bind(n2, excluded, true, time.Hour, epoch.Add(2*time.Hour)); v != refuse {
+		t.Error("another machine gets the excluded address")
+	}
+}
+
 func TestUnknownMachinesCannotStarveTheKnown(t *testing.T) {
 	o := options()
 	o.Unknown = 4
@@ -266,6 +288,10 @@ func TestLeasesSurviveARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("clean", 0)
+	leftover := path + ".new-123"
+	if err := os.WriteFile(leftover, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	f := must[*os.File](t)(os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0))
 	if _, err := f.WriteString(`{"mac":"52:54:00:77:00:01","addr":"10.7`); err != nil {
 		t.Fatal(err)
@@ -273,6 +299,9 @@ func TestLeasesSurviveARestart(t *testing.T) {
 	f.Close()
 	check("after a power cut in a write", 1)
 	check("and then", 0)
+	if _, err := os.Stat(leftover); !os.IsNotExist(err) {
+		t.Errorf("what a killed rewrite left is still there: %v", err)
+	}
 }
 
 // Cut the lease file after every byte: it opens, and what was acknowledged and

@@ -50,6 +50,15 @@ func openLeases(path string) (lf *leaseFile, leases []Lease, skipped int, err er
 			Fix: "start the release that wrote it, or move the file away: machines then get new addresses", Err: err,
 		}
 	}
+	left, err := filepath.Glob(path + ".new-*") // of a rewrite that was killed
+	if err != nil {
+		return nil, nil, 0, fmt.Errorf("look for leftovers of %s: %w", path, err)
+	}
+	for _, name := range left {
+		if err := os.Remove(name); err != nil {
+			return nil, nil, 0, fmt.Errorf("remove a leftover: %w", err)
+		}
+	}
 	lf = &leaseFile{path: path}
 	if err := lf.rewrite(leases); err != nil {
 		return nil, nil, 0, err

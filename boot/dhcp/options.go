@@ -122,10 +122,10 @@ func (o Options) validate() error {
 		return bad("server", fmt.Sprintf("%s is no IPv4 address", o.Server))
 	case o.Director == nil:
 		return bad("director", "it is missing")
-	case o.Mode == Proxy:
-		return nil
 	case !o.Prefix.IsValid() || !o.Prefix.Addr().Is4():
 		return bad("prefix", "want the IPv4 network of the machines")
+	case o.Mode == Proxy:
+		return nil
 	case o.Range.Size() == 0:
 		return bad("range", "want two IPv4 addresses, the lower one first")
 	case !o.Prefix.Contains(o.Range.From) || !o.Prefix.Contains(o.Range.To):

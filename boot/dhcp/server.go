@@ -191,7 +191,7 @@ func (s *Server) packet(ctx context.Context, c *socket, b []byte, from netip.Add
 		a = s.answer(ctx, m)
 	}
 	if a.packet != nil {
-		if port == portPXE && from.Addr().IsValid() && !from.Addr().IsUnspecified() {
+		if port == portPXE && s.o.Prefix.Contains(from.Addr()) {
 			a.to = destination{addr: from} // PXE 2.1: back to where it came from
 		}
 		if err := s.link.send(c, a.packet.ToBytes(), a.to); err != nil {

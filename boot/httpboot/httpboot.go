@@ -138,9 +138,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.a = a
-	if c.req.MAC.IsZero() {
-		c.req.MAC = a.MAC
-	}
 	offer, reason := h.o.Site.Plan(c.req, a)
 	switch offer.Kind {
 	case boot.OfferScript:
@@ -158,7 +155,19 @@ type call struct {
 	w   http.ResponseWriter
 	r   *http.Request
 	req boot.Request
+	mac boot.MAC // of the asker by its lease; zero if unknown
 	a   boot.Assignment
+}
+
+// traceMAC is whose trace the request belongs to. A MAC address in the path is
+// only believed when no lease tells better.
+func (c *call) traceMAC() boot.MAC {
+	for _, m := range []boot.MAC{c.mac, c.a.MAC} {
+		if !m.IsZero() {
+			return m
+		}
+	}
+	return c.req.MAC
 }
 
 func (h *Handler) newCall(w http.ResponseWriter, r *http.Request, path boot.Path) *call {
@@ -169,15 +178,20 @@ func (h *Handler) newCall(w http.ResponseWriter, r *http.Request, path boot.Path
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		req.Client = ap.Addr().Unmap()
 	}
-	if m, ok := h.o.MACOf(req.Client); ok && path.Artefact != boot.ArtefactUnassigned {
-		req.MAC = m
+	c := &call{h: h, w: w, r: r}
+	if m, ok := h.o.MACOf(req.Client); ok {
+		c.mac = m
+		if req.MAC.IsZero() {
+			req.MAC = m
+		}
 	}
-	return &call{h: h, w: w, r: r, req: req}
+	c.req = req
+	return c
 }
 
 func (c *call) record(answer string, reason boot.Reason) {
 	c.h.o.Recorder.Record(boot.Entry{
-		At: c.h.o.Now(), MAC: c.req.MAC, Protocol: boot.HTTP, Node: c.a.Node,
+		At: c.h.o.Now(), MAC: c.traceMAC(), Protocol: boot.HTTP, Node: c.a.Node,
 		Request: c.r.Method + " " + c.req.Path.Redacted(), Answer: answer, Reason: reason,
 	})
 }
@@ -304,7 +318,7 @@ func (c *call) spent() {
 		Fix:  "find out who fetched it, then boot the node again",
 	}
 	c.h.o.Log.Warn("join archive fetched twice", "node", c.a.Node, "epoch", c.a.Epoch, "client", c.req.Client)
-	c.h.o.Refetch(c.r.Context(), Refetch{Node: c.a.Node, Epoch: c.a.Epoch, MAC: c.req.MAC, Client: c.req.Client})
+	c.h.o.Refetch(c.r.Context(), Refetch{Node: c.a.Node, Epoch: c.a.Epoch, MAC: c.mac, Client: c.req.Client})
 	c.record("410", reason)
 	plain(c.w, http.StatusGone, reason.String())
 }
