@@ -94,3 +94,5 @@ require (
 	mvdan.cc/sh/v3 v3.11.0 // indirect
 	pgregory.net/rapid v1.3.0 // indirect
 )
+
+ignore ./out
