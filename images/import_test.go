@@ -548,3 +548,24 @@ func TestFileThatChangesIsRefused(t *testing.T) {
 		t.Errorf("left %v", left)
 	}
 }
+
+// Zeros that a file spells out are left out like holes.
+func TestZerosAreNotWritten(t *testing.T) {
+	full := filepath.Join(t.TempDir(), "full.raw")
+	command(t, "", "cp", "--sparse=never", mke2fs(t, rootTree(t)), full)
+	d := newDisks(t)
+	img, err := open(t, t.TempDir(), d).Import(t.Context(), ImportRequest{Name: "orders", Path: full})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(filepath.Join(d.dir, img.Volume))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used := info.Sys().(*syscall.Stat_t).Blocks * 512; used > diskSize/2 || img.DataBytes == 0 || img.DataBytes > diskSize/2 {
+		t.Errorf("%d bytes used, %d written of %d", used, img.DataBytes, diskSize)
+	}
+	if fileSHA256(t, filepath.Join(d.dir, img.Volume)) != fileSHA256(t, full) {
+		t.Error("the volume differs")
+	}
+}
