@@ -200,7 +200,7 @@ func (n notifier) Notify(ctx context.Context, x haengine.Notice) error {
 	return nil
 }
 
-func (a *Appliance) openLink(context.Context) error {
+func (a *Appliance) openLink(ctx context.Context) error {
 	dir := filepath.Join(a.cfg.State, "ca")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("CA: %w", err)
@@ -210,14 +210,24 @@ func (a *Appliance) openLink(context.Context) error {
 		return err
 	}
 	a.boots.ca = ca.PEM
+	ln, err := a.listen(ctx, "tcp", a.cfg.link())
+	if err != nil {
+		return err
+	}
+	a.parts.onStop("agents' port", func(context.Context) error { // for a start that fails before Serve takes it over
+		if err := ln.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
 	a.link, err = server.New(server.Options{
-		Addr: a.cfg.link().String(), CA: ca, Tokens: a.agents, Handler: a.agents, Log: a.log.With("part", "link"),
+		Listener: ln, CA: ca, Tokens: a.agents, Handler: a.agents, Log: a.log.With("part", "link"),
 		Reused: func(ctx context.Context, r server.Reuse) {
 			a.log.ErrorContext(ctx, "a join token was presented twice: somebody can read boot traffic", "code", hotspare.CodeTokenReused, "claimed", r.Claimed, "from", r.Remote)
 		},
 	})
 	if err != nil {
-		return a.taken(err, "tcp", a.cfg.Network.AgentPort)
+		return err
 	}
 	a.agents.link = a.link
 	return nil

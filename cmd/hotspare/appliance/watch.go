@@ -3,9 +3,7 @@ package appliance
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
+	"net"
 	"time"
 
 	"hotspare/haengine"
@@ -122,22 +120,16 @@ func (a *Appliance) selfHealth(ctx context.Context) error {
 	}
 }
 
-// isolated says why the interface reaches nobody, or "". The kernel's own word
-// is in sysfs (Documentation/ABI/testing/sysfs-class-net).
+// isolated says why the interface reaches nobody, or "". IFF_RUNNING follows the
+// operational state (RFC 2863; Linux Documentation/networking/operstates.rst).
 func isolated(iface string) string {
-	dir := filepath.Join("/sys/class/net", iface)
-	if _, err := os.Stat("/sys/class/net"); err != nil {
-		return "" // no sysfs: nothing can be said
-	}
-	state, err := os.ReadFile(filepath.Join(dir, "operstate"))
-	if err != nil {
+	ifi, err := net.InterfaceByName(iface)
+	switch {
+	case err != nil:
 		return "the interface " + iface + " is gone"
-	}
-	if s := strings.TrimSpace(string(state)); s == "down" || s == "lowerlayerdown" || s == "notpresent" {
-		return "the interface " + iface + " is " + s
-	}
-	carrier, err := os.ReadFile(filepath.Join(dir, "carrier"))
-	if err == nil && strings.TrimSpace(string(carrier)) == "0" {
+	case ifi.Flags&net.FlagUp == 0:
+		return "the interface " + iface + " is down"
+	case ifi.Flags&net.FlagRunning == 0:
 		return "the interface " + iface + " has no link"
 	}
 	return ""

@@ -221,7 +221,8 @@ func fault(name string, line int, err error, into any) error {
 	e := &hotspare.Error{Code: hotspare.CodeYAML, Where: fmt.Sprintf("%s:%d", name, line)}
 	var ye yaml.Error
 	if !errors.As(err, &ye) {
-		e.Code, e.What, e.Err = hotspare.CodeInvalid, "a value cannot be read", err
+		e.Code, e.What = hotspare.CodeInvalid, "a value cannot be read"
+		e.Why = err.Error() // about the operator's own text: nothing private
 		e.Fix = "correct the value in this document"
 		return e
 	}
