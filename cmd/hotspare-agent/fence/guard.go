@@ -32,7 +32,7 @@ const never = uint64(1<<63 - 1)
 // otherwise; the end of the pipe, which is the agent's death, counts as that
 // moment while the guard is armed.
 type Guard struct {
-	pipe  *os.File
+	pipe  int
 	sysrq *os.File
 }
 
@@ -42,14 +42,16 @@ func StartGuard(exe string) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, w, err := os.Pipe()
-	if err != nil {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
 		return nil, errors.Join(err, sysrq.Close())
 	}
+	r, w := os.NewFile(uintptr(ends[0]), "guard"), ends[1]
 	defer r.Close()
+	_ = unix.SetNonblock(w, true) // a guard that was stopped must not stop the agent
 	cmd := &exec.Cmd{Path: exe, Args: []string{GuardArg0}, Env: []string{}, ExtraFiles: []*os.File{r, sysrq}}
 	if err := cmd.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("start the guard: %w", err), w.Close(), sysrq.Close())
+		return nil, errors.Join(fmt.Errorf("start the guard: %w", err), unix.Close(w), sysrq.Close())
 	}
 	go func() { _ = cmd.Wait() }()
 	return &Guard{pipe: w, sysrq: sysrq}, nil
@@ -64,8 +66,7 @@ func (g *Guard) Disarm() error { return g.tell(never) }
 func (g *Guard) tell(at uint64) error {
 	var b [8]byte
 	binary.BigEndian.PutUint64(b[:], at)
-	_ = g.pipe.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)) // a stopped guard must not stop the agent
-	_, err := g.pipe.Write(b[:])
+	_, err := unix.Write(g.pipe, b[:])
 	return err
 }
 
