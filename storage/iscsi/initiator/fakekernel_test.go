@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -181,6 +182,30 @@ func (s *fakeSession) stop() {
 	s.conn.Close()
 	s.reader.Wait()
 	s.conn, s.started = nil, false
+}
+
+// count gives how often a request was made.
+func (k *fakeKernel) count(e eventType) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n := 0
+	for _, x := range k.story {
+		if x == e {
+			n++
+		}
+	}
+	return n
+}
+
+// await waits until n more requests of the kind were made.
+func (k *fakeKernel) await(e eventType, n int) {
+	k.t.Helper()
+	want := k.count(e) + n
+	for deadline := time.Now().Add(20 * time.Second); k.count(e) < want; time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			k.t.Fatalf("%d of %d requests %v", k.count(e), want, e)
+		}
+	}
 }
 
 // cut drops the connection as a dying network would.

@@ -270,7 +270,14 @@ func TestHostileTarget(t *testing.T) {
 		"two R2Ts":         set("MaxOutstandingR2T", "8"),
 		"recovery level 2": set("ErrorRecoveryLevel", "2"),
 		"out of order":     set("DataPDUInOrder", "No"),
-		"neither yes":      set("InitialR2T", "Maybe"),
+		"negotiates twice": func(n int, r *iscsi.LoginResponse, _ *iscsi.Header, text *iscsi.Pairs) {
+			if n == 3 {
+				r.Transit = false
+			} else if n == 4 {
+				text.Add("ImmediateData", "Yes")
+			}
+		},
+		"neither yes": set("InitialR2T", "Maybe"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, target := someModel(t), someTarget()

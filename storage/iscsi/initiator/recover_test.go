@@ -181,6 +181,12 @@ func TestRefused(t *testing.T) {
 	b.tgt.targets[0].secret = "another secret"
 	b.tgt.start()
 	e := b.expect(s, Refused)
+	b.kernel.await(ueventBindConn, 3) // further tries, which change nothing
+	select {
+	case e := <-s.Events():
+		t.Fatalf("told again: %+v", e)
+	default:
+	}
 	st := s.Status()
 	if st.State != StateRefused || st.Since.Sub(lost.At).Abs() > 50*time.Millisecond || e.Why == "" {
 		t.Fatalf("status %+v, lost at %v", st, lost.At)
@@ -201,6 +207,11 @@ func TestRefusedForGood(t *testing.T) {
 	b.kernel.cut(s.kernel.sid)
 	b.expect(s, Lost)
 	b.expect(s, Refused)
+	tries := b.kernel.count(ueventBindConn)
+	time.Sleep(100 * time.Millisecond)
+	if n := b.kernel.count(ueventBindConn); n != tries {
+		t.Fatalf("%d more tries", n-tries)
+	}
 	err := s.Logout(context.Background())
 	if hotspare.CodeOf(err) != hotspare.CodeNoSession || !strings.Contains(err.Error(), "refused") {
 		t.Fatalf("log-out: %v", err)

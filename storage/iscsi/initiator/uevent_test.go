@@ -6,9 +6,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"maps"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"hotspare/storage/iscsi"
 )
@@ -82,6 +84,69 @@ func TestMessages(t *testing.T) {
 		if got := hex.EncodeToString(r.sent[n]); got != s.want {
 			t.Errorf("%s:\n got %s\nwant %s", s.name, got, s.want)
 		}
+	}
+}
+
+// TestReturnCodes: what the kernel answers is told, as errno or as its own code.
+func TestReturnCodes(t *testing.T) {
+	for code, want := range map[int32]string{0: "", -107: "transport endpoint is not connected", 1020: "TCP connection closed"} {
+		k := &kernelSession{control: answering(code)}
+		err := k.start()
+		if (want == "") != (err == nil) || err != nil && err.Error() != "start connection: "+want {
+			t.Errorf("code %d: %v", code, err)
+		}
+	}
+}
+
+// answering is a channel that answers everything with one code.
+type answering int32
+
+func (a answering) do(e uevent, _ []byte) (uevent, error) {
+	native.PutUint32(e.Reply[0:], uint32(a))
+	return e, nil
+}
+func (answering) subscribe(uint32, *mailbox) {}
+func (answering) unsubscribe(uint32)         {}
+
+// TestSettings is everything that the kernel is told about one session.
+func TestSettings(t *testing.T) {
+	target := someTarget()
+	n := negotiated{maxRecv: 1, maxXmit: 2, firstBurst: 3, maxBurst: 4, immediateData: true, dataDigest: true, portalGroup: 5, expStatSN: 6}
+	want := map[param]string{
+		0: "1", 1: "2", 2: "0", 3: "1", 4: "0", 5: "1", 6: "1", 7: "3", 8: "4", 9: "1", 10: "1", 11: "0", 14: "6",
+		15: target.IQN, 16: "5", 17: "10.77.0.1", 18: "3260", 19: "86400", 26: "1", 27: "15", 28: "30",
+		30: "3", 31: "2", 34: target.InitiatorName, 35: "30",
+	}
+	got := make(map[param]string)
+	for _, x := range settings(&target, n) {
+		got[x.param] = x.value
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	target.ReplacementTimeout, target.IdleTime = -1, 1500*time.Millisecond
+	for _, x := range settings(&target, n) {
+		if x.param == paramRecoveryTimeout && x.value != "-1" || x.param == paramRecvTimeout && x.value != "2" {
+			t.Errorf("parameter %d is %s", x.param, x.value)
+		}
+	}
+}
+
+// TestLogoutAnswer: only a response that says success is a log-out.
+func TestLogoutAnswer(t *testing.T) {
+	p := &iscsi.PDU{}
+	p.Header.SetOpcode(iscsi.OpLogoutResponse, false)
+	if err := checkLogout(p); err != nil {
+		t.Error(err)
+	}
+	p.Header[2] = 1 // CID not found
+	if checkLogout(p) == nil {
+		t.Error("a refused log-out is taken for one")
+	}
+	p.Header.SetOpcode(iscsi.OpNopIn, false)
+	p.Header[2] = 0
+	if checkLogout(p) == nil {
+		t.Error("a NOP is taken for a log-out")
 	}
 }
 
