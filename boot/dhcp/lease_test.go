@@ -388,6 +388,21 @@ func TestLeaseFileIsRewrittenWhenItHasGrown(t *testing.T) {
 	}
 }
 
+// A lease that was written and not synced is no lease: a pipe takes the write and
+// refuses the sync.
+func TestLeaseIsSyncedBeforeItIsTold(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	lf := &leaseFile{path: "pipe", f: w}
+	if err := lf.append(Lease{MAC: n1, Addr: ip("10.77.0.100")}, 1, nil); err == nil || !lf.torn {
+		t.Errorf("a failed sync is not noticed: %v", err)
+	}
+}
+
 func FuzzParseLeases(f *testing.F) {
 	f.Add([]byte(`{"format":"hotspare-leases","version":1}` + "\n" + `{"mac":"52:54:00:77:00:01","addr":"10.77.0.100","expires":"2026-01-01T00:00:00Z","bound":true}` + "\n"))
 	f.Add([]byte("{"))

@@ -543,6 +543,30 @@ func TestPortHolderOfNobody(t *testing.T) {
 	}
 }
 
+// RFC 4861 section 6.1.1: what is no valid solicitation is not answered.
+func TestSolicitationsThatAreNone(t *testing.T) {
+	good := solicitation(n1, [16]byte{0: 0xfe, 1: 0x80, 15: 1})
+	if mac, _, ok := parseSolicitation(good); !ok || mac != n1 {
+		t.Fatalf("a good one is read as %s %v", mac, ok)
+	}
+	for name, change := range map[string]func([]byte) []byte{
+		"it passed a router":  func(b []byte) []byte { b[21] = 254; return b },
+		"another ICMPv6 type": func(b []byte) []byte { b[54] = 135; return b },
+		"another code":        func(b []byte) []byte { b[55] = 1; return b },
+		"a wrong checksum":    func(b []byte) []byte { b[56]++; return b },
+		"it is cut short":     func(b []byte) []byte { return b[:60] },
+		"its length is a lie": func(b []byte) []byte { b[19] = 200; return b },
+		"it is from a group":  func(b []byte) []byte { b[6] |= 1; return b },
+		"IPv4":                func(b []byte) []byte { b[12] = 8; b[13] = 0; return b },
+		"another next header": func(b []byte) []byte { b[20] = 17; return b },
+		"another IP version":  func(b []byte) []byte { b[14] = 0x45; return b },
+	} {
+		if _, _, ok := parseSolicitation(change(bytes.Clone(good))); ok {
+			t.Errorf("taken although %s", name)
+		}
+	}
+}
+
 func FuzzFrames(f *testing.F) {
 	f.Add(solicitation(n1, [16]byte{0: 0xfe, 1: 0x80, 15: 1}))
 	f.Add(arpProbe(n1, ip("10.77.0.1")))
