@@ -84,7 +84,7 @@ func ipmitool(t *testing.T, b *BMC, args ...string) (string, int) {
 // until waits for what the worker does after the answer.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("never happened: %s", what)
