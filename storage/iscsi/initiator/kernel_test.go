@@ -1,9 +1,9 @@
 package initiator
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -13,154 +13,197 @@ import (
 	"hotspare"
 )
 
-// TestKernel drives a real kernel in a virtual machine against Debian's tgtd:
-// log-in with CHAP, I/O, refusals, a target that dies in the middle of writes, a
-// target that hangs, a target that no longer admits us, digests, log-out.
+const (
+	guestBlock = 64 << 10 // one write of the guest
+	diskSize   = 64 << 20
+)
+
+// peer is a target with the disks "one" and "two"; "two" prefers digests where
+// it has a preference.
+type peer interface {
+	start()
+	kill()                 // as a power failure would
+	signal(syscall.Signal) // SIGSTOP and SIGCONT
+	setSecret(string)      // of disk "one", from the next start on
+	login(name string) order
+	check(name string, seed uint64, blocks int) // the target's own file
+}
+
+// TestKernel drives a real kernel in a virtual machine against Debian's tgtd and
+// against our own target: log-in with CHAP, I/O, refusals, a target that dies in
+// the middle of writes, one that hangs, one that no longer admits us, digests,
+// log-out.
 func TestKernel(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a virtual machine")
 	}
-	g := newTGT(t)
-	one := g.add(tgtTarget{iqn: "iqn.2026-11.io.hotspare:test:one", user: "node", secret: "secret of the node"}, 64<<20)
-	two := g.add(tgtTarget{iqn: "iqn.2026-11.io.hotspare:test:two", user: "other", secret: "secret of two", digests: true}, 64<<20)
-	g.start()
 	begin := time.Now()
 	v := bootVM(t)
 	t.Logf("guest ready after %s", time.Since(begin).Round(time.Millisecond))
-	portal := fmt.Sprintf("10.0.2.2:%d", g.portal.Port())
-	login := func(name string, x tgtTarget, secret string) order {
-		return order{
-			"op": "login", "name": name, "portal": portal, "iqn": x.iqn, "lun": 1,
-			"initiator": "iqn.2026-11.io.hotspare:test-node", "user": x.user, "secret": secret,
+	t.Run("own target", func(t *testing.T) { v.story(t, newOwnTarget(t)) })
+	t.Run("tgtd", func(t *testing.T) {
+		g := newTGT(t)
+		g.add(tgtTarget{iqn: "iqn.2026-11.io.hotspare:test:one", user: "node", secret: nodeSecret.Reveal()}, diskSize)
+		g.add(tgtTarget{iqn: "iqn.2026-11.io.hotspare:test:two", user: "node2", secret: nodeSecret.Reveal(), digests: true}, diskSize)
+		v.story(t, g)
+		if out := g.adm(0, "--op", "show", "--mode", "conn", "--tid", "1"); strings.Contains(out, "Session") {
+			t.Fatalf("the target still has a session:\n%s", out)
 		}
-	}
+	})
+}
 
-	refused := func(o order, status string) {
-		t.Helper()
-		l := v.answer(v.send(o), 20*time.Second)
-		if l.Code != string(hotspare.CodeLoginRefused) || !bytes.Contains([]byte(l.Error), []byte(status)) {
-			t.Fatalf("%v: got %s %q, want a refusal with %q", o, l.Code, l.Error, status)
-		}
+// vmLogin is the order to log in to a portal of the host.
+func vmLogin(name string, portal netip.AddrPort, iqn string, lun int) order {
+	return order{
+		"op": "login", "name": name, "portal": fmt.Sprintf("10.0.2.2:%d", portal.Port()), "iqn": iqn, "lun": lun,
+		"initiator": "iqn.2026-11.io.hotspare:test-node", "user": "node", "secret": nodeSecret.Reveal(),
 	}
-	refused(login("one", one, "a wrong secret"), "0x0201")
-	refused(login("one", tgtTarget{iqn: one.iqn + "x", user: "node"}, one.secret), "0x0203")
+}
 
-	l := v.do(login("one", one, one.secret), 30*time.Second)
-	t.Logf("log-in to block device: %d ms, %v", l.Millis, l.Values)
-	if l.Values["sectors"] != fmt.Sprint(64<<20/512) {
-		t.Fatalf("the device has %s sectors", l.Values["sectors"])
+func (v *vm) story(t *testing.T, p peer) {
+	v.t = t
+	p.start()
+	v.refused(p.login("one"), "secret", "a wrong secret", "0x0201")
+	v.refused(p.login("one"), "iqn", "iqn.2026-11.io.hotspare:nothing", "0x020")
+	v.firstLogins(p)
+	v.dyingTarget(p)
+	v.hangingTarget(p)
+	v.revokedGrant(p)
+	v.logouts()
+}
+
+// refused: one field of the log-in is wrong.
+func (v *vm) refused(o order, field, value, status string) {
+	v.t.Helper()
+	o[field] = value
+	l := v.answer(v.send(o), 20*time.Second)
+	if l.Code != string(hotspare.CodeLoginRefused) || !strings.Contains(l.Error, status) {
+		v.t.Fatalf("%v: got %s %q, want a refusal with %q", o, l.Code, l.Error, status)
 	}
-	if l.Values["recovery"] != "86400" || strings.Contains(l.Values["password"], one.secret) {
-		t.Fatalf("the kernel shows %v", l.Values)
+}
+
+// firstLogins logs in to both disks and writes.
+func (v *vm) firstLogins(p peer) {
+	v.t.Helper()
+	l := v.do(p.login("one"), 30*time.Second)
+	v.t.Logf("log-in to block device: %d ms, %v", l.Millis, l.Values)
+	if l.Values["sectors"] != fmt.Sprint(diskSize/512) || l.Values["recovery"] != "86400" || l.Values["wwid"] == "" {
+		v.t.Fatalf("the kernel shows %v", l.Values)
+	}
+	if strings.Contains(l.Values["password"], nodeSecret.Reveal()) {
+		v.t.Fatal("the kernel shows the secret")
 	}
 	l = v.do(order{"op": "write", "name": "one", "seed": 1, "blocks": 64}, 30*time.Second)
-	t.Logf("4 MiB written in %d ms", l.Millis)
+	v.t.Logf("4 MiB written in %d ms", l.Millis)
 	v.do(order{"op": "verify", "name": "one", "seed": 1, "blocks": 64}, 30*time.Second)
-
-	o := login("two", two, two.secret)
+	o := p.login("two")
 	o["digests"] = true
-	l = v.do(o, 30*time.Second)
-	if l.Values["digests"] != "0 1" {
-		t.Fatalf("header digests of the connections: %q", l.Values["digests"])
+	if l = v.do(o, 30*time.Second); l.Values["digests"] != "0 1" {
+		v.t.Fatalf("header digests of the connections: %q", l.Values["digests"])
 	}
 	v.do(order{"op": "write", "name": "two", "seed": 2, "blocks": 32}, 30*time.Second)
+}
 
-	// The target dies in the middle of writes and comes back.
-	// Four writers at once, so that commands queue up.
-	var writing []string
+// both waits for an event of both sessions.
+func (v *vm) both(event string) {
+	v.t.Helper()
+	v.event(event, "one", 30*time.Second)
+	v.event(event, "two", 30*time.Second)
+}
+
+// dyingTarget kills the target in the middle of writes, several times.
+func (v *vm) dyingTarget(p peer) {
+	v.t.Helper()
+	var writing []string // four writers, so that commands queue up
 	for n := range int64(4) {
 		writing = append(writing, v.send(order{"op": "write", "name": "one", "seed": 3, "first": n * 256, "blocks": 256}))
 	}
-	written := func() bool { // some of it is in the target's file
-		b, err := os.ReadFile(one.disk)
-		return err == nil && blockIs(b[70*guestBlock:][:guestBlock], 3, 70) // the first blocks hold an older pattern
-	}
-	for begin := time.Now(); !written(); time.Sleep(5 * time.Millisecond) {
-		if time.Since(begin) > 20*time.Second {
-			t.Fatal("nothing is written")
-		}
-	}
-	g.kill()
-	v.event("lost", "one", 10*time.Second)
-	v.event("lost", "two", 10*time.Second)
-	outage := outageTime(t)
+	v.event("quarter", "one", 60*time.Second)
+	p.kill()
+	v.both("lost")
+	outage := outageTime(v.t)
 	time.Sleep(outage)
-	v.idle(writing[0]) // killed in the middle, and no write was failed
-	g.start()
+	p.start()
 	up := time.Now()
-	v.event("recovered", "one", 30*time.Second)
-	t.Logf("recovered %s after the target was back from %s of outage", time.Since(up).Round(time.Millisecond), outage)
-	v.event("recovered", "two", 30*time.Second)
-	for range 3 { // and dies again while it is caught up with
-		g.kill()
-		v.event("lost", "one", 10*time.Second)
-		v.event("lost", "two", 10*time.Second)
-		g.start()
-		v.event("recovered", "one", 30*time.Second)
-		v.event("recovered", "two", 30*time.Second)
+	v.both("recovered")
+	v.t.Logf("recovered %s after the target was back from %s of outage", time.Since(up).Round(time.Millisecond), outage)
+	for range 3 { // and it dies again while it is caught up with
+		p.kill()
+		v.both("lost")
+		p.start()
+		v.both("recovered")
 	}
 	for _, id := range writing {
-		if l := v.answer(id, 60*time.Second); l.Error != "" {
-			t.Fatalf("writing through the outage: %s", l.Error)
+		if l := v.answer(id, 90*time.Second); l.Error != "" {
+			v.t.Fatalf("writing through the outage: %s", l.Error)
+		} else if l.Millis < outage.Milliseconds() {
+			v.t.Fatalf("%s ended after %d ms: it did not meet the outage", id, l.Millis)
 		}
 	}
 	v.do(order{"op": "verify", "name": "one", "seed": 3, "blocks": 1024}, 60*time.Second)
 	v.do(order{"op": "verify", "name": "two", "seed": 2, "blocks": 32}, 30*time.Second)
-	checkDisk(t, one.disk, 3, 1024)
+	p.check("one", 3, 1024)
+}
 
-	// The target hangs: the kernel's pings find out.
-	begin = time.Now()
-	g.signal(syscall.SIGSTOP)
+// hangingTarget: the kernel's pings find out.
+func (v *vm) hangingTarget(p peer) {
+	v.t.Helper()
+	begin := time.Now()
+	p.signal(syscall.SIGSTOP)
 	v.event("lost", "one", 20*time.Second)
-	t.Logf("a silent target was noticed after %s", time.Since(begin).Round(time.Millisecond))
+	v.t.Logf("a silent target was noticed after %s", time.Since(begin).Round(time.Millisecond))
 	v.event("lost", "two", 20*time.Second)
-	g.signal(syscall.SIGCONT)
-	v.event("recovered", "one", 30*time.Second)
-	v.event("recovered", "two", 30*time.Second)
+	p.signal(syscall.SIGCONT)
+	v.both("recovered")
 	v.do(order{"op": "verify", "name": "two", "seed": 2, "blocks": 32}, 30*time.Second)
+}
 
-	// The grant is revoked: the same credentials are refused, I/O waits.
-	g.kill()
-	g.targets[0].secret = "another secret"
-	g.start()
-	v.event("lost", "one", 10*time.Second)
+// revokedGrant: the same credentials are refused, I/O waits; then they are
+// admitted again.
+func (v *vm) revokedGrant(p peer) {
+	v.t.Helper()
+	p.kill()
+	v.both("lost")
+	p.setSecret("another secret")
+	p.start()
 	v.event("refused", "one", 20*time.Second)
-	v.event("recovered", "two", 20*time.Second)
 	waiting := v.send(order{"op": "write", "name": "one", "seed": 4, "blocks": 1})
 	if l := v.do(order{"op": "state", "name": "one"}, 5*time.Second); l.Values["state"] != "refused" {
-		t.Fatalf("state %v", l.Values)
+		v.t.Fatalf("state %v", l.Values)
 	}
-	g.kill()
-	g.targets[0].secret = one.secret
-	g.start()
+	v.idle(waiting)
+	p.kill()
+	p.setSecret(nodeSecret.Reveal())
+	p.start()
 	v.event("recovered", "one", 30*time.Second)
 	if l := v.answer(waiting, 30*time.Second); l.Error != "" {
-		t.Fatalf("the write that waited: %s", l.Error)
+		v.t.Fatalf("the write that waited: %s", l.Error)
 	}
-	v.event("recovered", "two", 20*time.Second)
+	v.do(order{"op": "verify", "name": "two", "seed": 2, "blocks": 32}, 30*time.Second) // recovered too, however often
+}
 
-	// Log-out: not while the device is held, then completely.
+// logouts: not while the device is held, then completely.
+func (v *vm) logouts() {
+	v.t.Helper()
 	v.do(order{"op": "hold", "name": "two"}, 10*time.Second)
 	if l := v.answer(v.send(order{"op": "logout", "name": "two"}), 10*time.Second); l.Code != string(hotspare.CodeVolumeBusy) {
-		t.Fatalf("log-out of a held device: %s %q", l.Code, l.Error)
+		v.t.Fatalf("log-out of a held device: %s %q", l.Code, l.Error)
 	}
 	v.do(order{"op": "release", "name": "two"}, 10*time.Second)
 	for n, name := range []string{"two", "one"} {
 		l := v.do(order{"op": "logout", "name": name}, 30*time.Second)
 		if l.Values["gone"] != "true" || l.Values["sessions"] != fmt.Sprint(1-n) {
-			t.Fatalf("after the log-out of %s: %v", name, l.Values)
+			v.t.Fatalf("after the log-out of %s: %v", name, l.Values)
 		}
 	}
-	if out := g.adm(0, "--op", "show", "--mode", "conn", "--tid", "1"); bytes.Contains([]byte(out), []byte("Session")) {
-		t.Fatalf("the target still has a session:\n%s", out)
-	}
+	v.forget()
 }
 
 // outageTime is how long the target stays away; HOTSPARE_TEST_OUTAGE makes it
 // longer.
 func outageTime(t *testing.T) time.Duration {
 	t.Helper()
-	d := 6 * time.Second
+	d := 4 * time.Second
 	if s := os.Getenv("HOTSPARE_TEST_OUTAGE"); s != "" {
 		var err error
 		if d, err = time.ParseDuration(s); err != nil {
@@ -170,9 +213,6 @@ func outageTime(t *testing.T) time.Duration {
 	return d
 }
 
-// guestBlock is the size of one write of the guest.
-const guestBlock = 64 << 10
-
 // checkDisk compares the target's own file with the guest's pattern.
 func checkDisk(t *testing.T, path string, seed uint64, blocks int) {
 	t.Helper()
@@ -181,18 +221,11 @@ func checkDisk(t *testing.T, path string, seed uint64, blocks int) {
 		t.Fatal(err)
 	}
 	for n := range blocks {
-		if !blockIs(b[n*guestBlock:][:guestBlock], seed, uint64(n)) {
-			t.Fatalf("block %d of the target's file differs", n)
+		block := b[n*guestBlock:][:guestBlock]
+		for i := 0; i < len(block); i += 16 {
+			if binary.LittleEndian.Uint64(block[i:]) != seed+uint64(i) || binary.LittleEndian.Uint64(block[i+8:]) != uint64(n) {
+				t.Fatalf("block %d of the target's file differs at byte %d", n, i)
+			}
 		}
 	}
-}
-
-// blockIs says whether b holds the guest's pattern of block n.
-func blockIs(b []byte, seed, n uint64) bool {
-	for i := 0; i < len(b); i += 16 {
-		if binary.LittleEndian.Uint64(b[i:]) != seed+uint64(i) || binary.LittleEndian.Uint64(b[i+8:]) != n {
-			return false
-		}
-	}
-	return true
 }

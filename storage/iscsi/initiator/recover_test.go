@@ -9,14 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"hotspare"
 	"hotspare/storage/iscsi"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // bench is tgtd with one target, and an initiator over the fake kernel.
 type bench struct {

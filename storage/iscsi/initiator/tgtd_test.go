@@ -138,3 +138,25 @@ func (g *tgt) signal(s syscall.Signal) {
 		g.t.Fatal(err)
 	}
 }
+
+func (g *tgt) setSecret(s string) { g.targets[0].secret = s }
+
+// login is the order to the guest; disk "one" is the first target.
+func (g *tgt) login(name string) order {
+	x := g.targets[0]
+	if name == "two" {
+		x = g.targets[1]
+	}
+	o := vmLogin(name, g.portal, x.iqn, 1)
+	o["user"] = x.user
+	return o
+}
+
+func (g *tgt) check(name string, seed uint64, blocks int) {
+	g.t.Helper()
+	x := g.targets[0]
+	if name == "two" {
+		x = g.targets[1]
+	}
+	checkDisk(g.t, x.disk, seed, blocks)
+}

@@ -369,6 +369,9 @@ func (v *vm) idle(id string) {
 	}
 }
 
+// forget drops the lines that nobody waited for.
+func (v *vm) forget() { v.note(func() { v.lines = nil }) }
+
 // order is one command to the guest; see testguest.
 type order map[string]any
 

@@ -33,6 +33,9 @@ type command struct {
 	User      string `json:"user"`
 	Secret    string `json:"secret"`
 	Digests   bool   `json:"digests"`
+	// Mutual CHAP.
+	TargetUser   string `json:"tuser"`
+	TargetSecret string `json:"tsecret"`
 
 	Seed   uint64 `json:"seed"`
 	First  int64  `json:"first"` // block
@@ -71,7 +74,7 @@ func (g *guest) obey(c command) {
 	}
 	switch c.Op {
 	case "write":
-		go func() { answer(nil, write(s.session.Device(), c)) }()
+		go func() { answer(nil, g.write(s.session.Device(), c)) }()
 	case "verify":
 		answer(nil, verify(s.session.Device(), c))
 	case "hold":
@@ -110,6 +113,7 @@ func (g *guest) login(c command) (map[string]string, error) {
 	s, err := g.initiator.Login(ctx, initiator.Target{
 		Portal: portal, IQN: c.IQN, LUN: c.LUN, InitiatorName: c.Initiator,
 		User: c.User, Secret: hotspare.NewSecret(c.Secret), Digests: c.Digests,
+		TargetUser: c.TargetUser, TargetSecret: hotspare.NewSecret(c.TargetSecret),
 	})
 	if err != nil {
 		return nil, err
@@ -169,8 +173,9 @@ func fill(b []byte, seed uint64, block int64) {
 	}
 }
 
-// write writes blocks past the page cache, then flushes.
-func write(device string, c command) error {
+// write writes blocks past the page cache, then flushes. It tells when a quarter
+// is done.
+func (g *guest) write(device string, c command) error {
 	f, err := os.OpenFile(device, os.O_WRONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return err
@@ -181,6 +186,9 @@ func write(device string, c command) error {
 		fill(b, c.Seed, n)
 		if _, err := f.WriteAt(b, n*blockSize); err != nil {
 			return fmt.Errorf("block %d: %w", n, err)
+		}
+		if n == c.First+c.Blocks/4 {
+			g.say(line{Event: "quarter", Name: c.Name})
 		}
 	}
 	return f.Sync()
