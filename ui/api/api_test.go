@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -21,7 +22,6 @@ import (
 	"hotspare/haengine"
 	"hotspare/ui/api"
 	"hotspare/ui/api/client"
-	"hotspare/ui/api/manifest"
 )
 
 func TestMain(m *testing.M) {
@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 // site is an appliance that remembers what it was told.
 type site struct {
 	mu       sync.Mutex
-	applied  []manifest.Document
+	applied  []string
 	by       string
 	dry      bool
 	commands []api.Command
@@ -48,18 +48,14 @@ func (s *site) Snapshot(context.Context) (api.Snapshot, error) {
 	return api.Snapshot{Nodes: []api.Node{{Node: haengine.Node{Name: "n1"}, Status: api.NodeStatus{Phase: "idle", Power: "off"}}}}, s.fail
 }
 
-func (s *site) Apply(_ context.Context, docs []manifest.Document, by string, dry bool) ([]api.Applied, error) {
+func (s *site) Apply(_ context.Context, file string, src []byte, by string, dry bool) ([]api.Applied, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail != nil {
 		return nil, s.fail
 	}
-	s.applied, s.by, s.dry = append(s.applied, docs...), by, dry
-	var out []api.Applied
-	for _, d := range docs {
-		out = append(out, api.Applied{Kind: d.Kind, Name: d.Name(), Result: "created"})
-	}
-	return out, nil
+	s.applied, s.by, s.dry = append(s.applied, file), by, dry
+	return []api.Applied{{Kind: "file", Name: file, Result: fmt.Sprintf("%d bytes", len(src))}}, nil
 }
 
 func (s *site) Delete(_ context.Context, kind, name, by string) error {
@@ -179,16 +175,17 @@ func TestApplyOverTheSocketNamesTheOperator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(out) != 5 || out[1].Name != "n1" || !r.site.dry || !strings.Contains(r.site.by, "local operator") {
+	if len(out) != 1 || out[0].Name != "nodes.yaml" || out[0].Result != fmt.Sprintf("%d bytes", len(src)) || !r.site.dry || !strings.Contains(r.site.by, "local operator") {
 		t.Fatalf("applied %v, by %q, dry %v", out, r.site.by, r.site.dry)
 	}
 }
 
 func TestAnErrorKeepsCodePlaceAndFixAndHidesTheCause(t *testing.T) {
 	r := start(t, nil)
-	_, err := r.socket.Apply(t.Context(), "a.yaml", []byte("kind: node\nname: n\nmemryMiB: 1\n"), false)
+	r.site.fail = &hotspare.Error{Code: hotspare.CodeYAML, What: "unknown field", Where: "a.yaml:3:1", Fix: "did you mean memoryMiB?", Err: errors.New("private")}
+	_, err := r.socket.Apply(t.Context(), "a.yaml", []byte("kind: node\n"), false)
 	var p *api.Problem
-	if !errors.As(err, &p) || p.Status != 422 || p.Code != hotspare.CodeYAML || p.Where != "a.yaml:3:1" || !strings.Contains(p.Fix, "memoryMiB") {
+	if !errors.As(err, &p) || p.Status != 422 || p.Code != hotspare.CodeYAML || p.Where != "a.yaml:3:1" || !strings.Contains(p.Fix, "memoryMiB") || strings.Contains(err.Error(), "private") {
 		t.Fatalf("got %v", err)
 	}
 	r.site.fail = errors.New("bolt: secret path /x broke")

@@ -12,7 +12,6 @@ import (
 	"github.com/danielgtaylor/huma/v2/sse"
 
 	"hotspare"
-	"hotspare/ui/api/manifest"
 )
 
 // routes registers every operation. The paths follow the CLI's verbs.
@@ -123,11 +122,7 @@ func (r routes) apply(ctx context.Context, in *applyInput) (*body[[]Applied], er
 	if name == "" {
 		name = "request"
 	}
-	docs, err := manifest.Parse(name, in.RawBody)
-	if err != nil {
-		return nil, problem(err)
-	}
-	out, err := r.Resources.Apply(ctx, docs, in.By, in.DryRun)
+	out, err := r.Resources.Apply(ctx, name, in.RawBody, in.By, in.DryRun)
 	if err != nil {
 		return nil, problem(err)
 	}

@@ -1,10 +1,6 @@
 package api
 
-import (
-	"context"
-
-	"hotspare/ui/api/manifest"
-)
+import "context"
 
 // Verbs are what the API can ask of the appliance, which implements them. by
 // names the operator for the record.
@@ -22,10 +18,10 @@ type Viewer interface {
 	Snapshot(ctx context.Context) (Snapshot, error)
 }
 
-// Resources takes and deletes declared resources. Apply takes all documents or
-// none of them.
+// Resources takes and deletes declared resources. Apply takes all YAML documents
+// of src or none of them; file names their origin in error texts.
 type Resources interface {
-	Apply(ctx context.Context, docs []manifest.Document, by string, dryRun bool) ([]Applied, error)
+	Apply(ctx context.Context, file string, src []byte, by string, dryRun bool) ([]Applied, error)
 	Delete(ctx context.Context, kind, name, by string) error
 }
 

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"hotspare"
+	"hotspare/cmd/hotspare/appliance/manifest"
 	"hotspare/haengine"
-	"hotspare/ui/api/manifest"
 )
 
 // Config is the appliance's configuration file, /etc/hotspare/hotspare.yaml.

@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"hotspare"
+	"hotspare/cmd/hotspare/appliance/manifest"
 	"hotspare/haengine"
 	"hotspare/images"
 	"hotspare/ui/api"
-	"hotspare/ui/api/manifest"
 )
 
 // secretOf names the sealed password of a node's BMC.
@@ -19,7 +19,11 @@ func secretOf(node string) string { return "bmc/" + node }
 
 // Apply takes all documents or none. Documents may refer to each other in any
 // order.
-func (a *Appliance) Apply(ctx context.Context, docs []manifest.Document, by string, dryRun bool) ([]api.Applied, error) {
+func (a *Appliance) Apply(ctx context.Context, file string, src []byte, by string, dryRun bool) ([]api.Applied, error) {
+	docs, err := manifest.Parse(file, src)
+	if err != nil {
+		return nil, err
+	}
 	st := a.engine.Snapshot()
 	out := make([]api.Applied, 0, len(docs))
 	var events []haengine.Event

@@ -9,11 +9,11 @@ import (
 	"time"
 
 	"hotspare"
-	"hotspare/ui/api/manifest"
+	"hotspare/cmd/hotspare/appliance/manifest"
 )
 
 func TestExamplesAreRead(t *testing.T) {
-	files, err := filepath.Glob("../../../examples/*.yaml")
+	files, err := filepath.Glob("../../../../examples/*.yaml")
 	if err != nil || len(files) < 3 {
 		t.Fatalf("examples: %v, %v", files, err)
 	}
