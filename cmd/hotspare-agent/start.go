@@ -22,18 +22,10 @@ const systemdWait = 3 * time.Minute
 
 // start makes the node the application: volumes, root, switch, service group.
 func (a *agent) start(ctx context.Context, l *load) error {
-	root, ok := l.volume(agentlink.RootVolume)
-	if !ok {
-		return errors.New("the claim has no root volume")
-	}
-	if err := a.logIn(ctx, l, root); err != nil {
+	if err := a.logInAll(ctx, l); err != nil {
 		return err
 	}
-	others := a.logInOthers(ctx, l)
-	err := a.startImage(ctx, l)
-	// The log-ins end before anything else happens, so that a failed claim can
-	// log them out.
-	if err := errors.Join(err, <-others); err != nil {
+	if err := a.startImage(ctx, l); err != nil {
 		return err
 	}
 	a.setPhase(agentlink.PhaseOnlining)
@@ -74,21 +66,17 @@ func diskWord(c DiskChange) string {
 	return map[DiskChange]string{DiskLost: "lost", DiskRecovered: "recovered", DiskRefused: "refused"}[c]
 }
 
-// logInOthers logs the data volumes in while the image starts.
-func (a *agent) logInOthers(ctx context.Context, l *load) <-chan error {
-	done := make(chan error, 1)
-	go func() {
-		var wg sync.WaitGroup
-		errs := make([]error, len(l.claim.Volumes))
-		for i, v := range l.claim.Volumes {
-			if v.Name != agentlink.RootVolume {
-				wg.Go(func() { errs[i] = a.logIn(ctx, l, v) })
-			}
-		}
-		wg.Wait()
-		done <- errors.Join(errs...)
-	}()
-	return done
+// logInAll logs all volumes in at once. It ends before the switch: /sys and
+// /dev are out of reach for a moment then, and a log-in looks for its device
+// there.
+func (a *agent) logInAll(ctx context.Context, l *load) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(l.claim.Volumes))
+	for i, v := range l.claim.Volumes {
+		wg.Go(func() { errs[i] = a.logIn(ctx, l, v) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // startImage mounts the root, closes the gate before anything of the image

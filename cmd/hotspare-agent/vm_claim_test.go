@@ -75,11 +75,11 @@ func startOrders(t *testing.T) (*appliance, *disks, *machine, server.Session) {
 	case s = <-a.joined:
 	case <-m.done:
 		t.Fatal("the machine ended before it joined")
-	case <-time.After(2 * time.Minute):
-		t.Fatal("no join within two minutes")
+	case <-time.After(4 * time.Minute):
+		t.Fatal("no join within four minutes")
 	}
 	claimed := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	r, err := a.link.Send(ctx, "n1", s.BootID, order)
 	if err != nil {

@@ -57,7 +57,7 @@ func inNamespace(t *testing.T) bool {
 	if os.Getuid() != 0 {
 		t.Fatal(&hotspare.Error{Code: hotspare.CodeNotRoot, What: "this test makes a network namespace", Fix: "run it as root"})
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=9m")
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=14m")
 	cmd.Env = append(os.Environ(), insideVar+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	out := &prefixed{t: t}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -176,15 +177,39 @@ func label(name string) string {
 // run runs a program of the image and gives its words when it fails.
 func run(ctx context.Context, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
-	out, err := cmd.CombinedOutput()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := startPlain(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	if errors.Is(err, exec.ErrNotFound) {
 		return &hotspare.Error{
 			Code: hotspare.CodeMissingTool, What: "the image lacks the program " + name, Fix: "install the package e2fsprogs in the image", Err: err,
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, bytes.TrimSpace(out))
+		return fmt.Errorf("%s: %w: %s", name, err, bytes.TrimSpace(out.Bytes()))
 	}
+	return nil
+}
+
+// startPlain starts a command without what the agent has for itself: real-time
+// scheduling, the memory of an I/O flusher, and the out-of-memory killer's mercy.
+func startPlain(cmd *exec.Cmd) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err == nil && unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0) == nil {
+		defer func() { _ = unix.SchedSetAttr(0, attr, 0) }()
+	}
+	if unix.Prctl(unix.PR_SET_IO_FLUSHER, 0, 0, 0, 0) == nil {
+		defer func() { _ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0) }()
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid), []byte("0"), 0)
 	return nil
 }
 

@@ -14,17 +14,18 @@ import (
 // other memory as it is used, now and later; and the kernel's out-of-memory
 // killer passes it over. It must run before the volume is mounted.
 func Pin() error {
-	var errs []error
-	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
-		errs = append(errs, fmt.Errorf("lock memory: %w", err))
-	}
-	if err := lockExecutable(); err != nil {
-		errs = append(errs, err)
-	}
+	errs := []error{lockMemory()}
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
 		errs = append(errs, fmt.Errorf("oom score: %w", err))
 	}
 	return errors.Join(errs...)
+}
+
+func lockMemory() error {
+	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
+		return fmt.Errorf("lock memory: %w", err)
+	}
+	return lockExecutable()
 }
 
 // lockExecutable locks every mapping of the executable. With MCL_ONFAULT alone,

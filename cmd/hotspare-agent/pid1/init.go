@@ -81,9 +81,7 @@ func copySelf() error {
 	return out.Close()
 }
 
-// start runs the agent with a control socket as descriptor 3. The agent and all
-// its threads inherit PR_SET_IO_FLUSHER: memory that they need is never waited
-// for behind writes to the volume whose session they recover.
+// start runs the agent with a control socket as descriptor 3.
 func start() (*net.UnixConn, *exec.Cmd, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -102,14 +100,31 @@ func start() (*net.UnixConn, *exec.Cmd, error) {
 		Stdin: nil, Stdout: os.Stdout, Stderr: os.Stderr,
 		ExtraFiles: []*os.File{theirs},
 	}
+	err = startPrivileged(cmd)
+	return conn.(*net.UnixConn), cmd, err
+}
+
+// agentPriority is the agent's SCHED_RR priority: above all that is not
+// real-time, below the kernel's own threads (50).
+const agentPriority = 10
+
+// startPrivileged starts a command whose threads all inherit two things of this
+// thread, which has them for the moment of the fork only: PR_SET_IO_FLUSHER
+// (memory that they need is never waited for behind writes to the volume whose
+// session they recover) and a real-time policy (a busy node must not lose its
+// lease because the agent waits for a processor).
+func startPrivileged(cmd *exec.Cmd) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	flusher := unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0) == nil // Linux 5.6
-	err = cmd.Start()
-	if flusher {
-		_ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 0, 0, 0, 0)
+	if unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0) == nil { // Linux 5.6
+		defer func() { _ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 0, 0, 0, 0) }()
 	}
-	return conn.(*net.UnixConn), cmd, err
+	if unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: agentPriority}, 0) == nil {
+		defer func() {
+			_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0)
+		}()
+	}
+	return cmd.Start()
 }
 
 // switchRequest is the agent's word: the new root is mounted, execute init.

@@ -50,7 +50,7 @@ type Options struct {
 	Dial  func(ctx context.Context, network, addr string) (net.Conn, error) // default: net.Dialer
 
 	Every       time.Duration // between heartbeats; default 1 s
-	AckTimeout  time.Duration // without any frame from the appliance; default 4 s
+	AckTimeout  time.Duration // without any frame from the appliance; default 6 s
 	DialTimeout time.Duration // for connection, handshake and answer; default 10 s
 	MaxBackoff  time.Duration // between attempts; default 1 s
 	Log         *slog.Logger
@@ -60,7 +60,7 @@ func (o Options) withDefaults() Options {
 	for _, d := range []struct {
 		at *time.Duration
 		v  time.Duration
-	}{{&o.Every, time.Second}, {&o.AckTimeout, 4 * time.Second}, {&o.DialTimeout, 10 * time.Second}, {&o.MaxBackoff, time.Second}} {
+	}{{&o.Every, time.Second}, {&o.AckTimeout, 6 * time.Second}, {&o.DialTimeout, 10 * time.Second}, {&o.MaxBackoff, time.Second}} {
 		if *d.at == 0 {
 			*d.at = d.v
 		}

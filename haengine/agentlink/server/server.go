@@ -79,8 +79,8 @@ type Options struct {
 
 	CertLifetime   time.Duration // of a node's certificate; default 24 h, renewed over the link
 	JoinTimeout    time.Duration // for handshake, hello and join together; default 15 s
-	IdleTimeout    time.Duration // without any frame from a node; default 5 s
-	ReconnectGrace time.Duration // Send waits this long for an absent session; default 3 s
+	IdleTimeout    time.Duration // without any frame from a node; default 10 s
+	ReconnectGrace time.Duration // Send waits this long for an absent session; default 10 s
 	MaxPending     int           // connections that have not yet proven who they are; default 128
 	Log            *slog.Logger
 }
@@ -88,8 +88,8 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	setDefault(&o.CertLifetime, 24*time.Hour)
 	setDefault(&o.JoinTimeout, 15*time.Second)
-	setDefault(&o.IdleTimeout, 5*time.Second)
-	setDefault(&o.ReconnectGrace, 3*time.Second)
+	setDefault(&o.IdleTimeout, 10*time.Second)
+	setDefault(&o.ReconnectGrace, 10*time.Second)
 	if o.MaxPending == 0 {
 		o.MaxPending = 128
 	}
