@@ -70,6 +70,7 @@ func (v *vm) story(t *testing.T, p peer) {
 	v.hangingTarget(p)
 	v.revokedGrant(p)
 	v.logouts()
+	v.deadTarget(p)
 }
 
 // refused: one field of the log-in is wrong.
@@ -197,6 +198,30 @@ func (v *vm) logouts() {
 		}
 	}
 	v.forget()
+}
+
+// deadTarget: a session to a silent target can be ended at once, before and
+// after the kernel noticed; I/O that waits fails, nothing is left.
+func (v *vm) deadTarget(p peer) {
+	v.t.Helper()
+	for _, noticed := range []bool{false, true} {
+		v.do(p.login("one"), 30*time.Second)
+		p.signal(syscall.SIGSTOP)
+		waiting := v.send(order{"op": "write", "name": "one", "seed": 5, "blocks": 4})
+		if noticed {
+			v.event("lost", "one", 20*time.Second)
+		}
+		l := v.do(order{"op": "close", "name": "one"}, 20*time.Second)
+		if l.Values["gone"] != "true" || l.Values["sessions"] != "0" || l.Millis > 5000 {
+			v.t.Fatalf("after closing (loss noticed: %v) in %d ms: %v", noticed, l.Millis, l.Values)
+		}
+		v.t.Logf("closed with a silent target (loss noticed: %v) in %d ms", noticed, l.Millis)
+		if l := v.answer(waiting, 10*time.Second); l.Error == "" {
+			v.t.Fatal("the write to a closed session succeeded")
+		}
+		p.signal(syscall.SIGCONT)
+		v.forget()
+	}
 }
 
 // outageTime is how long the target stays away; HOTSPARE_TEST_OUTAGE makes it

@@ -85,6 +85,9 @@ func (g *guest) obey(c command) {
 		answer(nil, s.held.Close())
 	case "logout":
 		answer(logout(s))
+	case "close":
+		err := s.session.Close()
+		answer(left(s), err)
 	case "state":
 		st := s.session.Status()
 		answer(map[string]string{"state": st.State.String(), "why": st.Why}, nil)
@@ -144,19 +147,21 @@ func attributes(class, name string) string {
 	return strings.Join(out, " ")
 }
 
-// logout ends the session and shows what is left of its device.
+// logout ends the session in order.
 func logout(s *sessionState) (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if err := s.session.Logout(ctx); err != nil {
 		return nil, err
 	}
-	_, statErr := os.Stat(s.session.Device())
-	hosts, _ := filepath.Glob("/sys/class/iscsi_session/*")
-	return map[string]string{
-		"gone":     strconv.FormatBool(os.IsNotExist(statErr)),
-		"sessions": strconv.Itoa(len(hosts)),
-	}, nil
+	return left(s), nil
+}
+
+// left shows what is left of an ended session's device, and of all sessions.
+func left(s *sessionState) map[string]string {
+	_, err := os.Stat(s.session.Device())
+	sessions, _ := filepath.Glob("/sys/class/iscsi_session/*")
+	return map[string]string{"gone": strconv.FormatBool(os.IsNotExist(err)), "sessions": strconv.Itoa(len(sessions))}
 }
 
 // aligned gives a buffer that O_DIRECT accepts.
