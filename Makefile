@@ -60,7 +60,7 @@ lint: $(OUT)/tools/golangci-lint ## golangci-lint with .golangci.yml
 
 vagrant-validate: ## check the Vagrantfile (needs Debian's package vagrant)
 	@command -v vagrant >/dev/null || { echo "vagrant is missing; fix: apt-get install vagrant" >&2; exit 1; }
-	vagrant validate --ignore-provider
+	VAGRANT_DOTFILE_PATH=$(CURDIR)/$(OUT)/vagrant vagrant validate --ignore-provider
 
 clean: ## everything that was made, and a lab that still runs
 	@if [ -x $(BIN)/hotspare-lab ] && [ -d $(OUT)/lab ]; then $(BIN)/hotspare-lab down; fi

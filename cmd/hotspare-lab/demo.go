@@ -30,6 +30,7 @@ type demoOptions struct {
 	keep    bool
 	accel   string
 	fault   string
+	name    string
 }
 
 func demoCommand(p *place) *cobra.Command {
@@ -53,6 +54,7 @@ appliance moves it. The last line gives the figures; ` + "`out/demo.json`" + ` h
 	f.StringVar(&o.console, "console", "127.0.0.1:8080", "where the appliance's page is reachable on the host")
 	f.BoolVar(&o.keep, "keep", os.Getenv("KEEP") == "1", "leave everything running at the end ($KEEP=1)")
 	f.StringVar(&o.accel, "accel", "auto", "auto, tcg or kvm")
+	f.StringVar(&o.name, "name", "lab", "of the lab: namespaces are hs-NAME and hs-NAME-client")
 	f.StringVar(&o.fault, "fault", lab.PowerCut, "what happens to the machine")
 	return cmd
 }
@@ -157,7 +159,7 @@ func (d *demo) buildImages(ctx context.Context) (map[string]images.Image, error)
 
 func (d *demo) startLab(ctx context.Context, kernel string) error {
 	d.say.line("lab: 4 machines with BMCs in a network namespace")
-	o := lab.Options{Dir: d.place.dir, Accel: d.opts.accel, Kernel: kernel, Log: d.place.log(),
+	o := lab.Options{Name: d.opts.name, Dir: d.place.dir, Accel: d.opts.accel, Kernel: kernel, Log: d.place.log(),
 		Forwards: []lab.Forward{{Listen: d.opts.console, To: "127.0.0.1:8080"}}}
 	l, err := lab.Up(ctx, o)
 	if err != nil && isPortTaken(err) {
@@ -291,7 +293,7 @@ func (d *demo) timeline(f api.Failover) {
 
 // hints tell what to try on a lab that goes on.
 func (d *demo) hints() {
-	bin, _ := filepath.Abs(d.opts.bin) //nolint:errcheck // only for people
+	bin, _ := filepath.Abs(d.opts.bin)
 	status, _ := d.site.Snapshot(context.Background())
 	orders, _ := site.Application(status, "orders")
 	d.say.line("everything goes on; try:")

@@ -109,7 +109,7 @@ func (b *Builder) Build(ctx context.Context, name string) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("image cache: %w", err)
 	}
-	defer os.RemoveAll(staging)
+	defer func() { _ = os.RemoveAll(staging) }() // sweep removes what is left
 	img := Image{Version: 1, Name: name, Digest: digest, Suite: recipe.Suite}
 	if err := b.make(ctx, recipe, staging, &img); err != nil {
 		return Image{}, err
@@ -365,7 +365,10 @@ func lock(ctx context.Context, file string) (unlock func(), err error) {
 		return func() { f.Close() }, nil
 	case <-ctx.Done():
 		// The goroutine ends with the lock, which it lets go by closing.
-		go func() { <-locked; f.Close() }()
+		go func() {
+			<-locked
+			f.Close()
+		}()
 		return nil, ctx.Err()
 	}
 }

@@ -119,7 +119,7 @@ func (d *daemon) control(ctx context.Context) error {
 		bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
 		if err := srv.Shutdown(bound); err != nil {
-			srv.Close()
+			_ = srv.Close() // it is ending anyway
 		}
 	}()
 	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {

@@ -151,7 +151,7 @@ func (p *Process) Signal(sig syscall.Signal) error {
 	if err != nil {
 		return fmt.Errorf("open pid %d: %w", p.PID, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // it was only watched
 	if !p.Alive() {
 		return nil
 	}
@@ -170,7 +170,7 @@ func (p *Process) Wait(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open pid %d: %w", p.PID, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // it was only watched
 	for p.Alive() {
 		// A pidfd becomes readable when its process ends; the bound is there to
 		// notice the context.

@@ -52,7 +52,7 @@ func TestQMP(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer q.Close()
+		defer func() { _ = q.Close() }()
 		var out struct{ Status string }
 		if err := q.Execute(t.Context(), "query-status", nil, &out); err != nil || out.Status != "paused" {
 			t.Fatalf("%+v, %v", out, err)
@@ -63,7 +63,7 @@ func TestQMP(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer q.Close()
+		defer func() { _ = q.Close() }()
 		if err := q.Execute(t.Context(), "set_link", nil, nil); err == nil || !strings.Contains(err.Error(), "net9") {
 			t.Fatalf("got %v", err)
 		}
@@ -73,7 +73,7 @@ func TestQMP(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer q.Close()
+		defer func() { _ = q.Close() }()
 		if err := q.Execute(t.Context(), "cont", nil, nil); err == nil {
 			t.Fatal("no error")
 		}

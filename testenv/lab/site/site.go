@@ -212,7 +212,7 @@ func (s *Site) watch(ctx context.Context, wake chan<- struct{}) {
 	var after uint64
 	for ctx.Err() == nil {
 		// An error is a broken stream; the ticker of Until covers the gap.
-		last, _ := s.api.Follow(ctx, after, func(api.Event) error { //nolint:errcheck // see above
+		last, _ := s.api.Follow(ctx, after, func(api.Event) error {
 			select {
 			case wake <- struct{}{}:
 			default:
