@@ -165,7 +165,7 @@ func newRack(t *testing.T, mode dhcp.Mode, files source) *rack {
 	wg.Go(func() { _ = web.Serve(ln) })
 	wg.Go(func() { noError(t, r.dhcp.Serve(ctx)) })
 	wg.Go(func() { noError(t, tf.Serve(ctx)) })
-	t.Cleanup(func() { cancel(); web.Close(); wg.Wait() })
+	t.Cleanup(func() { cancel(); _ = web.Close(); wg.Wait() })
 	return r
 }
 

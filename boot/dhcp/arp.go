@@ -25,7 +25,7 @@ func (l *link) probe(ctx context.Context, a netip.Addr, itself boot.MAC, wait ti
 	if err != nil {
 		return who, false, fmt.Errorf("open an ARP socket on %s: %w", l.ifi.Name, err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {

@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"encoding/json"
+	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -149,7 +150,7 @@ func TestUnknownMachinesCannotStarveTheKnown(t *testing.T) {
 			t.Errorf("known machine %d: %v", i, err)
 		}
 	}
-	if _, _, err := tab.offer(boot.MAC{0x52, 0, 0, 0, 0, 7}, netip.Addr{}, true, epoch); err != errPoolEmpty {
+	if _, _, err := tab.offer(boot.MAC{0x52, 0, 0, 0, 0, 7}, netip.Addr{}, true, epoch); !errors.Is(err, errPoolEmpty) {
 		t.Errorf("a full pool: %v", err)
 	}
 	if _, _, err := tab.offer(boot.MAC{2, 0, 0, 0, 2, 1}, netip.Addr{}, false, epoch.Add(2*time.Hour)); err != nil {
@@ -321,7 +322,9 @@ func TestLeaseFileCutAnywhere(t *testing.T) {
 		fi := must[os.FileInfo](t)(os.Stat(path))
 		ends = append(ends, fi.Size())
 	}
-	lf.close()
+	if err := lf.close(); err != nil {
+		t.Fatal(err)
+	}
 	whole := must[[]byte](t)(os.ReadFile(path))
 	header := strings.IndexByte(string(whole), '\n') + 1
 	for n := header; n <= len(whole); n++ {
@@ -359,7 +362,7 @@ func TestLeaseFileIsRewrittenWhenItHasGrown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lf.close()
+	defer func() { _ = lf.close() }()
 	l := Lease{MAC: n1, Addr: ip("10.77.0.100"), Expires: epoch, Bound: true}
 	lf.grown = 2000
 	if err := lf.append(l, 1, func() []Lease { return []Lease{l} }); err != nil {
@@ -378,7 +381,16 @@ func TestLeaseFileIsRewrittenWhenItHasGrown(t *testing.T) {
 	if left, _ := filepath.Glob(path + ".new-*"); len(left) > 0 {
 		t.Errorf("left over: %v", left)
 	}
-	// A write that fails is made good by the next one.
+	// A rewrite that fails, and a write that fails, are made good by the next one.
+	good := lf.path
+	lf.path, lf.grown = filepath.Join(t.TempDir(), "gone", "leases"), 2000
+	if err := lf.append(l, 1, func() []Lease { return []Lease{l} }); err == nil || !lf.torn {
+		t.Errorf("a failed rewrite is not noticed: %v", err)
+	}
+	lf.path = good
+	if err := lf.append(l, 1, func() []Lease { return []Lease{l} }); err != nil || lf.torn {
+		t.Errorf("the write after it: %v", err)
+	}
 	lf.f.Close()
 	if err := lf.append(l, 1, nil); err == nil {
 		t.Fatal("a write to a closed file succeeded")

@@ -33,7 +33,7 @@ type leaseFile struct {
 	path  string
 	f     *os.File
 	grown int  // records since the last rewrite
-	torn  bool // an append failed: the tail may be half a record
+	torn  bool // a write failed: the next one writes the whole file anew
 }
 
 // openLeases reads the leases at path, whose folder must exist. skipped counts
@@ -126,15 +126,14 @@ func (lf *leaseFile) append(l Lease, n int, all func() []Lease) error {
 }
 
 func (lf *leaseFile) rewrite(leases []Lease) (err error) {
+	lf.torn = true
 	tmp, err := os.CreateTemp(filepath.Dir(lf.path), filepath.Base(lf.path)+".new-*")
 	if err != nil {
 		return lf.wrap(err)
 	}
 	defer func() {
 		if err != nil {
-			tmp.Close()
-			os.Remove(tmp.Name())
-			err = lf.wrap(err)
+			err = errors.Join(lf.wrap(err), tmp.Close(), os.Remove(tmp.Name()))
 		}
 	}()
 	w := bufio.NewWriter(tmp)

@@ -3,6 +3,7 @@ package dhcp
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 
@@ -44,8 +45,7 @@ func listenSolicitations(ifi *net.Interface) (*packet.Conn, error) {
 	}
 	// All-routers, ff02::2.
 	if err := c.JoinGroup(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 2}); err != nil {
-		c.Close()
-		return nil, fmt.Errorf("join all-routers on %s: %w", ifi.Name, err)
+		return nil, errors.Join(fmt.Errorf("join all-routers on %s: %w", ifi.Name, err), c.Close())
 	}
 	return c, nil
 }

@@ -140,7 +140,7 @@ func TestRelay(t *testing.T) {
 		c, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 77, 0, 2), Port: 67})
 		return err
 	})
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	m := boot.MAC{0x52, 0x54, 0, 0x77, 0, 9}
 	for _, x := range []struct {
 		kind, want dhcpv4.MessageType

@@ -100,7 +100,7 @@ func (w *wire) inside(f func() error) {
 		fd, err := unix.Open("/proc/"+w.pid+"/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
 			err = unix.Setns(fd, unix.CLONE_NEWNET)
-			unix.Close(fd)
+			_ = unix.Close(fd)
 		}
 		if err == nil {
 			err = f()
@@ -157,7 +157,7 @@ func (w *wire) station() *station {
 		s.conn, err = packet.Listen(ifi, packet.Raw, unix.ETH_P_ALL, nil)
 		return err
 	})
-	w.t.Cleanup(func() { s.conn.Close() })
+	w.t.Cleanup(func() { _ = s.conn.Close() })
 	return s
 }
 

@@ -106,8 +106,7 @@ func New(o Options) (*Server, error) {
 	// the block size, only when it begins to serve; a request that is there
 	// before would get 512.
 	if err := ipv4.NewPacketConn(conn).SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("prepare the TFTP socket: %w", err)
+		return nil, errors.Join(fmt.Errorf("prepare the TFTP socket: %w", err), conn.Close())
 	}
 	s := &Server{o: o, conn: conn, slots: make(chan struct{}, o.Transfers), ctx: context.Background()}
 	s.inner = tftp.NewServer(s.read, nil)

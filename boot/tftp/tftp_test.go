@@ -122,7 +122,7 @@ func raw(t *testing.T, to netip.AddrPort, packet string) (net.PacketConn, net.Ad
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	if _, err := c.WriteTo([]byte(packet), net.UDPAddrFromAddrPort(to)); err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +281,12 @@ func FuzzRequest(f *testing.F) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx) }()
-	f.Cleanup(func() { cancel(); <-done })
+	f.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			f.Error(err)
+		}
+	})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := net.Dial("udp4", s.Addr().String())
 		if err != nil {
