@@ -20,7 +20,7 @@ import (
 
 // kvmDeadline is how long a kernel may take from power on to its end under KVM.
 // It takes about a second; a machine that hangs takes for ever.
-const kvmDeadline = 15 * time.Second
+const kvmDeadline = 10 * time.Second
 
 // ProbeKVM boots a real kernel under KVM and waits until it has come as far as
 // looking for its root, which it does not have. /dev/kvm may exist, open, and
