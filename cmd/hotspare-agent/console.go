@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // console writes lines to the node's screen or serial line. It never blocks its
@@ -38,6 +39,13 @@ func (c *console) say(format string, args ...any) {
 	case c.lines <- text:
 	default:
 		c.dropped.Add(1)
+	}
+}
+
+// flush waits until the lines are out, but not for long.
+func (c *console) flush(limit time.Duration) {
+	for end := time.Now().Add(limit); len(c.lines) > 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond) // the last moment before a reset: no event is worth its code here
 	}
 }
 

@@ -99,28 +99,54 @@ type unitDriver struct{ l *load }
 
 // Online prepares, opens the gate and starts the unit.
 func (d unitDriver) Online(ctx context.Context, r haengine.Resource) error {
+	m, err := d.l.systemd(ctx)
+	if err != nil {
+		return err
+	}
 	if len(r.Prepare) > 0 {
-		if err := d.l.systemd().Run(ctx, d.l.command(r, "prepare", r.Prepare)); err != nil {
+		if err := m.Run(ctx, d.l.command(r, "prepare", r.Prepare)); err != nil {
 			return fmt.Errorf("prepare: %w", err)
 		}
 	}
 	if err := d.l.gate.Open(); err != nil {
 		return fmt.Errorf("open the gate: %w", err)
 	}
-	return d.l.systemd().Start(ctx, r.Unit)
+	return m.Start(ctx, r.Unit)
 }
 
 // Check asks systemd.
 func (d unitDriver) Check(ctx context.Context, r haengine.Resource) (group.Health, error) {
-	return unitHealth(ctx, d.l.systemd(), r.Unit)
+	return d.l.unitHealth(ctx, r.Unit)
 }
 
 // Offline closes the gate and stops the unit.
 func (d unitDriver) Offline(ctx context.Context, r haengine.Resource) error {
-	return errors.Join(d.l.gate.Revoke(), d.l.systemd().Stop(ctx, r.Unit))
+	return errors.Join(d.l.gate.Revoke(), d.l.stopUnit(ctx, r.Unit))
 }
 
-func unitHealth(ctx context.Context, m *units.Manager, unit string) (group.Health, error) {
+// stopUnit stops a unit; without a systemd nothing was started.
+func (l *load) stopUnit(ctx context.Context, unit string) error {
+	m, err := l.systemd(ctx)
+	if err != nil {
+		return err
+	}
+	return m.Stop(ctx, unit)
+}
+
+// run runs a command to its end.
+func (l *load) run(ctx context.Context, c units.Command) error {
+	m, err := l.systemd(ctx)
+	if err != nil {
+		return err
+	}
+	return m.Run(ctx, c)
+}
+
+func (l *load) unitHealth(ctx context.Context, unit string) (group.Health, error) {
+	m, err := l.systemd(ctx)
+	if err != nil {
+		return group.Health{}, err
+	}
 	s, err := m.State(ctx, unit)
 	if err != nil {
 		return group.Health{}, err
@@ -140,17 +166,21 @@ type processDriver struct{ l *load }
 
 // Online launches the command.
 func (d processDriver) Online(ctx context.Context, r haengine.Resource) error {
-	return d.l.systemd().Launch(ctx, d.l.command(r, "run", r.Command))
+	m, err := d.l.systemd(ctx)
+	if err != nil {
+		return err
+	}
+	return m.Launch(ctx, d.l.command(r, "run", r.Command))
 }
 
 // Check asks systemd.
 func (d processDriver) Check(ctx context.Context, r haengine.Resource) (group.Health, error) {
-	return unitHealth(ctx, d.l.systemd(), d.l.command(r, "run", nil).Unit)
+	return d.l.unitHealth(ctx, d.l.command(r, "run", nil).Unit)
 }
 
 // Offline stops it.
 func (d processDriver) Offline(ctx context.Context, r haengine.Resource) error {
-	return d.l.systemd().Stop(ctx, d.l.command(r, "run", nil).Unit)
+	return d.l.stopUnit(ctx, d.l.command(r, "run", nil).Unit)
 }
 
 // scriptEvery is the time between two runs of a script's check.
@@ -166,7 +196,7 @@ type scriptDriver struct {
 
 // Online runs the online command.
 func (d *scriptDriver) Online(ctx context.Context, r haengine.Resource) error {
-	return d.l.systemd().Run(ctx, d.l.command(r, "online", r.Online))
+	return d.l.run(ctx, d.l.command(r, "online", r.Online))
 }
 
 // Check runs the check command, every scriptEvery at most.
@@ -180,7 +210,7 @@ func (d *scriptDriver) Check(ctx context.Context, r haengine.Resource) (group.He
 	if len(r.Check) == 0 || !due {
 		return group.Health{OK: true}, nil
 	}
-	if err := d.l.systemd().Run(ctx, d.l.command(r, "check", r.Check)); err != nil {
+	if err := d.l.run(ctx, d.l.command(r, "check", r.Check)); err != nil {
 		return group.Health{Why: err.Error()}, nil
 	}
 	return group.Health{OK: true}, nil
@@ -191,7 +221,7 @@ func (d *scriptDriver) Offline(ctx context.Context, r haengine.Resource) error {
 	if len(r.Offline) == 0 {
 		return nil
 	}
-	return d.l.systemd().Run(ctx, d.l.command(r, "offline", r.Offline))
+	return d.l.run(ctx, d.l.command(r, "offline", r.Offline))
 }
 
 // command names a command of a resource as a transient unit of the group.

@@ -29,15 +29,17 @@ type load struct {
 	gate    units.Gate
 	dropper *fence.Dropper
 
-	mu       sync.Mutex
-	manager  *units.Manager     // set when the image's systemd has been met
-	group    *group.Group       // set when the service group is begun
-	halt     context.CancelFunc // ends watching
-	sessions map[string]DiskSession
-	kill     *os.File // cgroup.kill of the group's slice
-	witness  *disk.Witness
-	steps    []agentlink.Step
-	done     bool // released, failed or dropped: nothing is carried any more
+	mu         sync.Mutex
+	met        chan struct{} // closed when the image's systemd has been met, or not
+	manager    *units.Manager
+	managerErr error
+	group      *group.Group       // set when the service group is begun
+	halt       context.CancelFunc // ends watching
+	sessions   map[string]DiskSession
+	kill       *os.File // cgroup.kill of the group's slice
+	witness    *disk.Witness
+	steps      []agentlink.Step
+	done       bool // released, failed or dropped: nothing is carried any more
 }
 
 func newLoad(o agentlink.Order) *load {
@@ -46,7 +48,7 @@ func newLoad(o agentlink.Order) *load {
 	return &load{
 		app: app, epoch: o.Epoch, claim: *o.Claim, policy: o.Claim.Lease,
 		disks: newDiskHealth(), gate: units.NewGate("/", app.Name), sessions: map[string]DiskSession{},
-		halt: func() {},
+		halt: func() {}, met: make(chan struct{}),
 	}
 }
 
@@ -57,11 +59,16 @@ func (l *load) service() *group.Group {
 	return l.group
 }
 
-// systemd gives the connection to the image's systemd.
-func (l *load) systemd() *units.Manager {
+// systemd gives the connection to the image's systemd, and waits for it.
+func (l *load) systemd(ctx context.Context) (*units.Manager, error) {
+	select {
+	case <-l.met:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the image's systemd does not answer: %w", context.Cause(ctx))
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.manager
+	return l.manager, l.managerErr
 }
 
 func (l *load) isDone() bool {

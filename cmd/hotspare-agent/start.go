@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -36,7 +37,14 @@ func (a *agent) start(ctx context.Context, l *load) error {
 	l.mu.Lock()
 	l.group = g
 	l.mu.Unlock()
-	return g.Online(ctx)
+	// Mounts and addresses need no systemd and come online while it starts;
+	// what needs it waits in load.systemd.
+	go a.meetSystemd(ctx, l)
+	if err := g.Online(ctx); err != nil {
+		return err
+	}
+	_, err = l.systemd(ctx)
+	return err
 }
 
 // logIn logs one volume in and follows its session.
@@ -107,10 +115,7 @@ func (a *agent) startImage(ctx context.Context, l *load) error {
 		init = "/sbin/init"
 	}
 	a.out.mark("switch")
-	if err := a.timed(l, "switch root", func() error { return a.control.Switch(pid1.NewRoot, init) }); err != nil {
-		return err
-	}
-	return a.timed(l, "systemd answers", func() error { return a.meetSystemd(ctx, l) })
+	return a.timed(l, "switch root", func() error { return a.control.Switch(pid1.NewRoot, init) })
 }
 
 // nameHost gives the host its node's name. The image's /etc/hostname would win
@@ -121,24 +126,26 @@ func (a *agent) nameHost() {
 	}
 }
 
-// meetSystemd waits for the image's systemd and opens what the drop needs.
-func (a *agent) meetSystemd(ctx context.Context, l *load) error {
-	wait, cancel := context.WithTimeout(ctx, systemdWait)
-	defer cancel()
-	manager, err := units.Connect(wait)
-	if err != nil {
+// meetSystemd waits for the image's systemd, opens what the drop needs and
+// wakes those who wait in load.systemd.
+func (a *agent) meetSystemd(ctx context.Context, l *load) {
+	var manager *units.Manager
+	var kill *os.File
+	err := a.timed(l, "systemd answers", func() (err error) {
+		wait, cancel := context.WithTimeout(ctx, systemdWait)
+		defer cancel()
+		if manager, err = units.Connect(wait); err != nil {
+			return err
+		}
+		a.out.mark("systemd")
+		a.nameHost()
+		kill, err = manager.KillSwitch(wait, l.gate.Slice())
 		return err
-	}
-	a.out.mark("systemd")
-	a.nameHost()
-	kill, err := manager.KillSwitch(wait, l.gate.Slice())
-	if err != nil {
-		return err
-	}
+	})
 	l.mu.Lock()
-	l.manager, l.kill = manager, kill
-	l.mu.Unlock()
-	return nil
+	defer l.mu.Unlock()
+	l.manager, l.kill, l.managerErr = manager, kill, err
+	close(l.met)
 }
 
 // newGroup makes the service group with a driver for each kind of resource.

@@ -81,6 +81,7 @@ func (a *agent) drop(why string) {
 		a.out.say("drop: %s: %d ms%s", o.Name, o.Millis, trouble(o))
 	}
 	a.out.say("drop took %d ms; the machine is reset", (a.up() - start).Milliseconds())
+	a.out.flush(100 * time.Millisecond)
 	if err := a.guard.Reset(); err != nil {
 		a.log.Error("reset by sysrq failed", "err", err)
 	}

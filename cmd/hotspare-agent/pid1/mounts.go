@@ -84,7 +84,7 @@ func emptyInitramfs() error {
 	if err := unix.Statfs("/", &fs); err != nil {
 		return err
 	}
-	if int64(fs.Type) != unix.RAMFS_MAGIC && int64(fs.Type) != unix.TMPFS_MAGIC {
+	if !inMemory(int64(fs.Type)) {
 		return fmt.Errorf("the root is no initramfs (type %#x): not emptied", fs.Type)
 	}
 	var root unix.Stat_t
@@ -95,6 +95,10 @@ func emptyInitramfs() error {
 	return nil
 }
 
+// inMemory says whether a file system's magic number is that of an initramfs.
+func inMemory(magic int64) bool { return magic == unix.RAMFS_MAGIC || magic == unix.TMPFS_MAGIC }
+
+// removeBelow deletes what lies below dir on the device dev.
 func removeBelow(dir string, dev uint64) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
