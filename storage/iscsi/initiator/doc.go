@@ -17,6 +17,11 @@
 // The process that uses it locks its memory, and sets time.Local early (the
 // first print of a local time reads /etc/localtime).
 //
+// It is the only manager of its sessions: an iscsid that runs beside it may take
+// them over when it starts, so images that carry open-iscsi keep that service
+// masked. When the process dies, its sessions stay in the kernel and nobody
+// recovers them.
+//
 // It follows RFC 7143: log-in (section 6), parameters (section 13), session
 // reinstatement (section 6.3.5), log-out (section 11.14), CHAP with RFC 1994;
 // and the kernel's include/scsi/iscsi_if.h for the control channel. One

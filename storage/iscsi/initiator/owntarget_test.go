@@ -68,6 +68,7 @@ func (o *ownTarget) start() {
 	o.t.Helper()
 	o.cmd = exec.Command(os.Args[0])
 	o.cmd.Env = append(os.Environ(), serveVariable+"="+o.dir+" "+o.portal.String()+" "+o.secret)
+	o.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var errs strings.Builder
 	o.cmd.Stderr = &errs
 	out, err := o.cmd.StdoutPipe()

@@ -69,6 +69,7 @@ func (g *tgt) add(x tgtTarget, size int64) tgtTarget {
 func (g *tgt) start() {
 	g.t.Helper()
 	g.cmd = exec.Command("tgtd", "-f", "-C", g.control, "--iscsi", "portal="+g.portal.String())
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	g.exited = make(chan struct{})
 	var out strings.Builder
 	g.cmd.Stdout, g.cmd.Stderr = &out, &out

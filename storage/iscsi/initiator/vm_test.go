@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -51,6 +52,7 @@ func bootVM(t *testing.T) *vm {
 		"-append", "console=ttyS0 quiet loglevel=4 panic=-1",
 		"-netdev", "user,id=n,restrict=off,ipv6=off", "-device", "virtio-net-pci,netdev=n,romfile=",
 		"-serial", "file:"+v.console, "-serial", "stdio")
+	q.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := q.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
