@@ -205,8 +205,8 @@ func (a *agent) beat() agentlink.Heartbeat {
 	l, phase := a.load, a.phase
 	a.mu.Unlock()
 	h := agentlink.Heartbeat{Phase: phase, Metrics: readMetrics()}
-	if l == nil {
-		return h
+	if l == nil || l.isDone() {
+		return h // nothing is carried: no lease is asked for
 	}
 	h.App, h.Epoch = l.app.Name, l.epoch
 	if g := l.service(); g != nil {

@@ -20,7 +20,7 @@ func (a *agent) drivers(l *load) map[haengine.ResourceKind]group.Driver {
 	return map[haengine.ResourceKind]group.Driver{
 		haengine.ResourceMount:   mountDriver{l},
 		haengine.ResourceAddress: addressDriver{a, l},
-		haengine.ResourceSystemd: unitDriver{l},
+		haengine.ResourceSystemd: unitDriver{a, l},
 		haengine.ResourceProcess: processDriver{l},
 		haengine.ResourceScript:  &scriptDriver{l: l, last: map[string]time.Time{}},
 		haengine.ResourceWitness: witnessDriver{a, l},
@@ -95,7 +95,10 @@ func (d addressDriver) Offline(context.Context, haengine.Resource) error {
 }
 
 // unitDriver runs a unit of the image.
-type unitDriver struct{ l *load }
+type unitDriver struct {
+	a *agent
+	l *load
+}
 
 // Online prepares, opens the gate and starts the unit.
 func (d unitDriver) Online(ctx context.Context, r haengine.Resource) error {
@@ -104,8 +107,8 @@ func (d unitDriver) Online(ctx context.Context, r haengine.Resource) error {
 		return err
 	}
 	if len(r.Prepare) > 0 {
-		if err := m.Run(ctx, d.l.command(r, "prepare", r.Prepare)); err != nil {
-			return fmt.Errorf("prepare: %w", err)
+		if err := d.a.timed(d.l, "prepare "+r.Name, func() error { return m.Run(ctx, d.l.command(r, "prepare", r.Prepare)) }); err != nil {
+			return err
 		}
 	}
 	if err := d.l.gate.Open(); err != nil {

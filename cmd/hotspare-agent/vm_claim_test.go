@@ -44,6 +44,15 @@ func ordersClaim(t *testing.T, d *disks, epoch uint64) agentlink.Order {
 	}}
 }
 
+// full says whether the tests that carry a whole database are wanted: they take
+// minutes, and testenv/e2e runs the same paths in the lab.
+func full(t *testing.T) {
+	t.Helper()
+	if os.Getenv("HOTSPARE_TEST_FULL") == "" {
+		t.Skip("HOTSPARE_TEST_FULL is not set: `make test-full` runs this")
+	}
+}
+
 // startOrders boots a node, lets it join and become the database.
 func startOrders(t *testing.T) (*appliance, *disks, *machine, server.Session) {
 	t.Helper()
@@ -107,6 +116,7 @@ func answers(port string) error {
 // back in good order: the unit waits for the grant (SAFETY S2a), the agent lives
 // on beside systemd (S2b), every step of the release is attested (S2.6).
 func TestAgentCarriesAndReleasesADatabase(t *testing.T) {
+	full(t)
 	if !inNamespace(t) {
 		return
 	}
@@ -153,6 +163,7 @@ func TestAgentCarriesAndReleasesADatabase(t *testing.T) {
 // A node that loses its lease drops the service within the drop bound and
 // resets itself (SAFETY S2, self-fencing).
 func TestAgentDropsWhenTheLeaseEnds(t *testing.T) {
+	full(t)
 	if !inNamespace(t) {
 		return
 	}
@@ -176,6 +187,7 @@ func TestAgentDropsWhenTheLeaseEnds(t *testing.T) {
 
 // A revoked volume and an appliance that is silent end the service as well.
 func TestAgentDropsWhenItsStorageIsRevoked(t *testing.T) {
+	full(t)
 	if !inNamespace(t) {
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -75,10 +76,9 @@ func (m *Manager) connection(ctx context.Context) (*dbus.Conn, error) {
 // State is what systemd says of a unit.
 type State struct {
 	Active   string // active, activating, inactive, failed, ...
-	Sub      string
+	Sub      string // asked for only when the unit is not active, like Result
 	Result   string // of a service: success, exit-code, signal, ...
 	Restarts uint32 // by systemd itself, since the unit was started
-	Group    string // control group, below /sys/fs/cgroup
 }
 
 // State asks for a unit's state.
@@ -87,13 +87,48 @@ func (m *Manager) State(ctx context.Context, unit string) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	props, err := conn.GetAllPropertiesContext(ctx, unit)
-	if err != nil {
+	// Asking for a few properties one by one is far cheaper for systemd than
+	// all of them at once, and this is asked twice a second.
+	s := State{}
+	if s.Active, err = text(ctx, conn, unit, "Unit", "ActiveState"); err != nil {
 		return State{}, fmt.Errorf("state of %s: %w", unit, err)
 	}
-	text := func(name string) string { s, _ := props[name].(string); return s }
-	s := State{Active: text("ActiveState"), Sub: text("SubState"), Result: text("Result"), Group: text("ControlGroup")}
-	s.Restarts, _ = props["NRestarts"].(uint32)
+	if isService(unit) {
+		p, err := conn.GetUnitTypePropertyContext(ctx, unit, "Service", "NRestarts")
+		if err != nil {
+			return State{}, fmt.Errorf("state of %s: %w", unit, err)
+		}
+		s.Restarts, _ = p.Value.Value().(uint32)
+	}
+	if s.Active == "active" {
+		return s, nil
+	}
+	if s.Sub, err = text(ctx, conn, unit, "Unit", "SubState"); err != nil {
+		return State{}, fmt.Errorf("state of %s: %w", unit, err)
+	}
+	if isService(unit) {
+		if s.Result, err = text(ctx, conn, unit, "Service", "Result"); err != nil {
+			return State{}, fmt.Errorf("state of %s: %w", unit, err)
+		}
+	}
+	return s, nil
+}
+
+func isService(unit string) bool { return strings.HasSuffix(unit, ".service") }
+
+// text asks for one property, a string, of the interface of a kind of units.
+func text(ctx context.Context, conn *dbus.Conn, unit, kind, name string) (string, error) {
+	var p *dbus.Property
+	var err error
+	if kind == "Unit" {
+		p, err = conn.GetUnitPropertyContext(ctx, unit, name)
+	} else {
+		p, err = conn.GetUnitTypePropertyContext(ctx, unit, kind, name)
+	}
+	if err != nil {
+		return "", err
+	}
+	s, _ := p.Value.Value().(string)
 	return s, nil
 }
 
@@ -227,11 +262,15 @@ func (m *Manager) KillSwitch(ctx context.Context, slice string) (*os.File, error
 	if err := m.Start(ctx, slice); err != nil {
 		return nil, err
 	}
-	s, err := m.State(ctx, slice)
+	conn, err := m.connection(ctx)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join("/sys/fs/cgroup", s.Group, "cgroup.kill"), os.O_WRONLY, 0)
+	group, err := text(ctx, conn, slice, "Slice", "ControlGroup")
+	if err != nil {
+		return nil, fmt.Errorf("control group of %s: %w", slice, err)
+	}
+	f, err := os.OpenFile(filepath.Join("/sys/fs/cgroup", group, "cgroup.kill"), os.O_WRONLY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("the slice of the service group cannot be killed at once (Linux 5.14 and cgroup v2 are needed): %w", err)
 	}
