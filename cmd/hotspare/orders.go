@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -169,11 +170,11 @@ func explainCommand(c *connection) *cobra.Command {
 
 func explain(out io.Writer, e api.Explanation) error {
 	fmt.Fprintln(out, strings.TrimSuffix(e.Subject+": "+e.Verdict, ": "))
-	if err := show(out, "", e.Rows, func(t *table) {
-		for _, r := range e.Rows {
-			t.row("  "+r.At, r.Name, r.Text)
-		}
-	}, nil); err != nil {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, r := range e.Rows {
+		fmt.Fprintf(w, "  %s\t%s\t%s\n", r.At, r.Name, strings.ReplaceAll(r.Text, "\n", " "))
+	}
+	if err := w.Flush(); err != nil {
 		return err
 	}
 	for _, c := range e.Candidates {

@@ -27,11 +27,25 @@ type table struct {
 
 func (t *table) row(cells ...string) {
 	for i, c := range cells {
-		if c == "" {
-			cells[i] = "-"
+		if c = brief(c); c == "" {
+			c = "-"
 		}
+		cells[i] = c
 	}
 	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
+}
+
+// brief gives the first line of a text, at most 120 characters of it. The whole
+// stands in -o json and in describe.
+func brief(s string) string {
+	s, _, more := strings.Cut(s, "\n")
+	if r := []rune(s); len(r) > 120 {
+		s, more = string(r[:117]), true
+	}
+	if more {
+		s += "..."
+	}
+	return s
 }
 
 // show prints v in the wanted format: as it is (json, yaml), by name, or as the

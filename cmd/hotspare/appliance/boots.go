@@ -124,6 +124,7 @@ func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, erro
 	a := boot.Assignment{
 		Node: x.Node, Approved: true, Kind: boot.KindStart, Token: x.BootToken, Epoch: uint64(x.Epoch), Arch: img.Arch,
 		Kernel: img.Kernel.Version, Initrd: "hotspare agent", Cmdline: b.cmdline(img),
+		MAC:    x.MACs[0],
 		Reason: fmt.Sprintf("it becomes %s under epoch %d (%s)", x.App, x.Epoch, x.Way),
 	}
 	if !x.Redeemed.IsZero() {
