@@ -18,8 +18,8 @@ help: ## show this
 
 build: ## the programs, static, into out/bin
 	@mkdir -p $(BIN)
-	$(GO) build -trimpath -o $(BIN)/ ./cmd/hotspare ./cmd/hotspare-lab
-	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/ ./cmd/hotspare-agent
+	$(GO) build -buildvcs=false -trimpath -o $(BIN)/ ./cmd/hotspare ./cmd/hotspare-lab
+	$(GO) build -buildvcs=false -trimpath -ldflags '-s -w' -o $(BIN)/ ./cmd/hotspare-agent
 
 demo: packages build ## a failover of a real database in a lab of 4 machines; KEEP=1 leaves it running
 	@KEEP=$(KEEP) $(BIN)/hotspare-lab demo

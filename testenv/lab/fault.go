@@ -113,6 +113,9 @@ func (n *daemonNode) heal(ctx context.Context) error {
 	n.fault = bmcsim.Fault{POSTDelay: n.machine.node.POSTDelay}
 	n.bmc.SetFault(n.fault)
 	n.mu.Unlock()
+	// A guest that is dead or was fenced meanwhile is not waited for.
+	guest, cancel := context.WithTimeout(ctx, 8*time.Second)
+	defer cancel()
 	var errs []error
 	for kind, unit := range faults {
 		switch kind {
@@ -125,7 +128,7 @@ func (n *daemonNode) heal(ctx context.Context) error {
 		case HangService, CrashService:
 			// A node that was fenced meanwhile has nothing to heal.
 			if n.machine.PowerState() {
-				if err := n.inGuest(ctx, "heal", unit); err != nil && !errors.Is(err, errNoGuest) {
+				if err := n.inGuest(guest, "heal", unit); err != nil && !errors.Is(err, errNoGuest) {
 					errs = append(errs, err)
 				}
 			}
