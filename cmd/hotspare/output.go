@@ -71,7 +71,11 @@ func show[T any](out io.Writer, format string, v []T, rows func(*table), name fu
 
 func encode(out io.Writer, format string, v any) error {
 	if format == "yaml" {
-		b, err := yaml.MarshalWithOptions(v, yaml.UseJSONMarshaler(), yaml.IndentSequence(true))
+		// By way of JSON, whose field names and numbers are the API's.
+		b, err := json.Marshal(v)
+		if err == nil {
+			b, err = yaml.JSONToYAML(b)
+		}
 		if err != nil {
 			return fmt.Errorf("encode: %w", err)
 		}
@@ -102,11 +106,7 @@ func listing(out io.Writer, kind, format string, raw json.RawMessage) error {
 
 func typed[T any](out io.Writer, format string, raw json.RawMessage, rows func(*table, []T), name func(T) string) error {
 	if format == "json" || format == "yaml" {
-		var v any
-		if err := json.Unmarshal(raw, &v); err != nil {
-			return fmt.Errorf("answer: %w", err)
-		}
-		return encode(out, format, v)
+		return encode(out, format, raw)
 	}
 	var v []T
 	if err := json.Unmarshal(raw, &v); err != nil {

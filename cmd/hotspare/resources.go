@@ -131,7 +131,7 @@ func describeCommand(c *connection) *cobra.Command {
 				return err
 			}
 			defer cl.Close()
-			var v any
+			var v json.RawMessage
 			if err := cl.Get(cmd.Context(), "/api/v1/"+kind+"/"+url.PathEscape(args[1]), &v); err != nil {
 				return err
 			}
