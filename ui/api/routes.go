@@ -239,6 +239,9 @@ func (r routes) follow(ctx context.Context, in *followInput, send sse.Sender) {
 	if err != nil {
 		return
 	}
+	if err := send.Comment("connected"); err != nil { // the headers go out with the first bytes
+		return
+	}
 	beat := time.NewTicker(3 * time.Second)
 	defer beat.Stop()
 	for {
