@@ -1,7 +1,9 @@
 package appliance
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -61,8 +63,7 @@ func (a *Appliance) check(st haengine.State, docs []manifest.Document, d *manife
 		if err := d.Pool.Validate(); err != nil {
 			return nil, "", located(err, d)
 		}
-		_, exists := st.Durable.Pools[d.Pool.Name]
-		return haengine.PoolApplied{Pool: *d.Pool}, result(exists), nil
+		return haengine.PoolApplied{Pool: *d.Pool}, result(st.Durable.Pools[d.Pool.Name], *d.Pool), nil
 	case d.Node != nil:
 		*d.Node = d.Node.WithDefaults()
 		if err := d.Node.Validate(); err != nil {
@@ -71,14 +72,17 @@ func (a *Appliance) check(st haengine.State, docs []manifest.Document, d *manife
 		if err := refers(d, "pool", d.Node.Pool, st.Durable.Pools[d.Node.Pool] != nil, docs); err != nil {
 			return nil, "", err
 		}
-		_, exists := st.Durable.Nodes[d.Node.Name]
-		if !exists && d.BMCPassword.IsZero() {
+		old := st.Durable.Nodes[d.Node.Name]
+		if old == nil && d.BMCPassword.IsZero() {
 			return nil, "", &hotspare.Error{
 				Code: hotspare.CodeInvalid, What: "the node has no BMC password", Where: d.Source,
 				Fix: "add bmc.password; it is sealed in the store and never shown again",
 			}
 		}
-		return haengine.NodeApplied{Node: *d.Node}, result(exists), nil
+		if old == nil {
+			return haengine.NodeApplied{Node: *d.Node}, result(nil, *d.Node), nil
+		}
+		return haengine.NodeApplied{Node: *d.Node}, result(&old.Spec, *d.Node), nil
 	}
 	*d.Application = d.Application.WithDefaults()
 	app := *d.Application
@@ -93,8 +97,10 @@ func (a *Appliance) check(st haengine.State, docs []manifest.Document, d *manife
 	if err := a.fits(st, app, d); err != nil {
 		return nil, "", err
 	}
-	_, exists := st.Durable.Apps[app.Name]
-	return haengine.AppApplied{Application: app}, result(exists), nil
+	if old := st.Durable.Apps[app.Name]; old != nil {
+		return haengine.AppApplied{Application: app}, result(&old.Spec, app), nil
+	}
+	return haengine.AppApplied{Application: app}, result(nil, app), nil
 }
 
 // fits checks an application against the image, the segment and its neighbours.
@@ -132,11 +138,23 @@ func (a *Appliance) fits(st haengine.State, app haengine.Application, d *manifes
 	return nil
 }
 
-func result(exists bool) string {
-	if exists {
-		return "configured"
+// result says what applying v over old does; a password may change unseen.
+func result[T any](old *T, v T) string {
+	switch {
+	case old == nil:
+		return "created"
+	case sameText(*old, v):
+		return "unchanged"
 	}
-	return "created"
+	return "configured"
+}
+
+// sameText compares two specifications as the journal would write them: an
+// empty list and none are the same.
+func sameText(x, y any) bool {
+	a, errA := json.Marshal(x)
+	b, errB := json.Marshal(y)
+	return errA == nil && errB == nil && bytes.Equal(a, b)
 }
 
 // refers checks that a named resource exists or comes in the same documents.

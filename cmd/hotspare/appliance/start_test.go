@@ -118,6 +118,12 @@ func TestWhatWasAppliedIsThereAfterARestart(t *testing.T) {
 	if _, err := cl.Apply(t.Context(), "rack.yaml", []byte(rack), false); err != nil {
 		t.Fatal(err)
 	}
+	for _, c := range []struct{ doc, want string }{{rack, "unchanged"}, {strings.Replace(rack, "memoryMiB: 512", "memoryMiB: 1024", 1), "configured"}, {rack, "configured"}} {
+		out, err := cl.Apply(t.Context(), "rack.yaml", []byte(c.doc), false)
+		if err != nil || len(out) != 2 || out[0].Result != "unchanged" || out[1].Result != c.want {
+			t.Fatalf("applied again: %+v, %v; want %s", out, err, c.want)
+		}
+	}
 	stopAppliance(t, a)
 	for path, mode := range map[string]os.FileMode{"api.token": 0o600, "engine/engine.key": 0o600, "exports.db": 0o600} {
 		i, err := os.Stat(filepath.Join(c.State, path))
