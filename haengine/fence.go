@@ -51,6 +51,11 @@ func (w *work) prove(a *AppState, g *Grant) bool {
 	return true
 }
 
+// proven says whether every earlier grant has a proof that stands.
+func (w *work) proven(a *AppState) bool {
+	return a != nil && !slices.ContainsFunc(a.Old, func(g Grant) bool { return g.Exclusion.Proof == nil })
+}
+
 // lately says whether a proof was contradicted a moment ago: then new ones count
 // only after silence.
 func (w *work) lately(a *AppState, x *Exclusion) bool {

@@ -146,7 +146,10 @@ func (w *work) heldBack(a Action) bool {
 		return true
 	}
 	h := a.Head()
-	return w.frozen(h.App, h.Node) != nil
+	if _, is := a.(Claim); is && !w.proven(w.apps.get(h.App)) {
+		return true // a proof was contradicted before the claim arrived
+	}
+	return w.frozen(h.App, h.Node) != nil && !w.r.freezeIgnored
 }
 
 // frozen gives the freeze that covers an application or a node, or nil.

@@ -220,6 +220,10 @@ func (w *work) advanceStarting(a *AppState) {
 }
 
 func (w *work) advanceOnlining(a *AppState) {
+	if !w.proven(a) { // contradicted after the claim was ordered: prove it anew
+		w.ready(a)
+		w.fence(a)
+	}
 	g, f, n := a.Grant, w.watched(a), w.node(a.Grant.Node)
 	switch {
 	case f.Conclusive != "":

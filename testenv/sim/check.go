@@ -98,6 +98,9 @@ func (s *Sim) checkJustified(name string, f *haengine.Failover) {
 	if n == nil || n.inst == nil || !n.serves(name) || n.inst.dropping {
 		return
 	}
+	if i := n.inst; i.unhung > 0 && s.now-i.unhung < 5e9 {
+		return
+	}
 	broken := 0
 	if truth.probe || n.pathCut || s.now-s.w.probeFixed(truth) < 8e9 {
 		broken++
@@ -129,6 +132,15 @@ func (s *Sim) checkEvidence(st haengine.State, c haengine.Claim) {
 	if len(a.Old) == 0 && c.Epoch > 1 && a.Revoked < c.Epoch {
 		s.violate("S2", "%s epoch %d is claimed before the revocation", c.App, c.Epoch)
 	}
+}
+
+// checkLease is S2: no lease is renewed for a grant that is over.
+func (s *Sim) checkLease(st haengine.State, h haengine.Heartbeat) {
+	a := st.Durable.Apps[h.App]
+	if a == nil || a.Phase == haengine.PhaseReleasing || a.Grant != nil && a.Grant.Epoch == h.Epoch && a.Grant.Node == h.Node {
+		return
+	}
+	s.violate("S2", "%s gets a lease for %s epoch %d, which is over", h.Node, h.App, h.Epoch)
 }
 
 // checkFreeze is S9 and S5: no effects in a frozen scope or by a blind appliance.

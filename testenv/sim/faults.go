@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"time"
 
 	"hotspare/haengine"
@@ -48,7 +49,7 @@ func faults() []fault {
 			}
 			i.hung = true
 			if s.chance(0.5) {
-				return func() { i.hung = false }
+				return func() { i.hung, i.unhung = false, s.now }
 			}
 			return nil
 		}},
@@ -79,7 +80,7 @@ func faults() []fault {
 			if n.inst != nil {
 				n.inst.hung = true
 				i := n.inst
-				s.after(s.between(20*time.Second, 60*time.Second), func() { i.hung = false })
+				s.after(s.between(20*time.Second, 60*time.Second), func() { i.hung, i.unhung = false, s.now })
 			}
 			return func() { n.bmcDead = false }
 		}},
@@ -102,6 +103,34 @@ func faults() []fault {
 				s.w.probeAt[a.spec.Name], s.w.hbAt[n.name] = s.now, s.now
 			}
 		}},
+		{"probe path broken, service hangs, bmc dead", func(s *Sim) func() {
+			n := s.owner()
+			n.bmcDead = true
+			a := s.pickApp()
+			if i := n.inst; i != nil {
+				i.hung = true
+				a = s.w.app(i.key.app)
+			}
+			a.probe = true
+			return func() {
+				n.bmcDead, a.probe = false, false
+				s.w.probeAt[a.spec.Name] = s.now
+			}
+		}},
+		{"bmc lies, answers lost, service hangs, probe path broken", func(s *Sim) func() {
+			n := s.owner()
+			n.bmcLies, n.noAck = true, true
+			a := s.pickApp()
+			if i := n.inst; i != nil {
+				i.hung = true
+				a = s.w.app(i.key.app)
+			}
+			a.probe = true
+			return func() {
+				n.bmcLies, n.noAck, a.probe = false, false, false
+				s.w.probeAt[a.spec.Name] = s.now
+			}
+		}},
 		{"bmc dead", func(s *Sim) func() { n := s.any(); n.bmcDead = true; return func() { n.bmcDead = false } }},
 		{"bmc lies", func(s *Sim) func() { n := s.any(); n.bmcLies = true; return func() { n.bmcLies = false } }},
 		{"bmc lies, service hangs", func(s *Sim) func() {
@@ -110,9 +139,17 @@ func faults() []fault {
 			if n.inst != nil {
 				n.inst.hung = true
 				i := n.inst
-				s.after(s.between(10*time.Second, 40*time.Second), func() { i.hung = false })
+				s.after(s.between(10*time.Second, 40*time.Second), func() { i.hung, i.unhung = false, s.now })
 			}
 			return func() { n.bmcLies = false }
+		}},
+		{"bmc lies, answers lost, service hangs", func(s *Sim) func() {
+			n := s.owner()
+			n.bmcLies, n.noAck = true, true
+			if n.inst != nil {
+				n.inst.hung = true
+			}
+			return func() { n.bmcLies, n.noAck = false, false }
 		}},
 		{"bmc refuses", func(s *Sim) func() { n := s.any(); n.bmcRefuse = true; return func() { n.bmcRefuse = false } }},
 		{"bmc late", func(s *Sim) func() {
@@ -222,7 +259,7 @@ func Run(cfg Config) Result {
 	s.runUntil(s.between(30*time.Second, 60*time.Second), nil)
 	var heals []func()
 	end := s.now + s.cfg.Faulty
-	kinds := faults()
+	kinds := slices.DeleteFunc(faults(), func(f fault) bool { return len(s.cfg.Only) > 0 && !slices.Contains(s.cfg.Only, f.name) })
 	for s.now < end && len(s.violations) == 0 {
 		f := kinds[s.rng.IntN(len(kinds))]
 		s.counts["fault "+f.name]++

@@ -88,7 +88,8 @@ func (w *world) act(a haengine.Action, answer func(haengine.Event), fail func(st
 	case haengine.ProbeAddress:
 		done.Address = &haengine.AddressProbe{Silent: true}
 		for _, n := range w.nodes {
-			if i := n.inst; n.powered && !n.frozen && !n.cut && i != nil && i.key.app == h.App && i.addr {
+			hears := n.powered && !n.frozen && !n.cut && !n.pathCut && !w.isolated && !w.app(h.App).probe
+			if i := n.inst; hears && i != nil && i.key.app == h.App && i.addr {
 				done.Address = &haengine.AddressProbe{By: n.name}
 			}
 		}
@@ -184,7 +185,7 @@ func (w *world) powerOn(n *node, key grantKey, done haengine.Done, answer func(h
 		fail("refused", hotspare.CodeBMCRefused, false)
 		return
 	}
-	if i := n.inst; n.powered && i != nil && !n.bmcLies {
+	if i := n.inst; n.powered && i != nil && !n.bmcLies && !w.app(i.key.app).lied {
 		w.s.violate("S12", "%s is booted for %s while it runs %s", n.name, key.app, i.key.app)
 		return
 	}

@@ -32,6 +32,7 @@ type Config struct {
 	Apps   int           // default 2
 	Faulty time.Duration // time with faults; default 120 s
 	Quiet  time.Duration // time to recover at most; default 400 s
+	Only   []string      // kinds of faults to draw from; empty: all
 	Rules  haengine.Rules
 }
 

@@ -20,6 +20,7 @@ type world struct {
 	crashBeforeActing int           // at the n-th step with actions: die after the journal, before the first effect
 	slow              time.Duration // further delay of actions
 	flaky             float64       // chance that a try fails for a transient cause
+	quick             bool          // machines boot and applications start within seconds
 
 	linkFixed time.Duration            // when a link healed last
 	probeAt   map[string]time.Duration // ... an application's probe path
@@ -69,8 +70,10 @@ type instance struct {
 	up       bool // the service runs
 	addr     bool // the address is configured
 	hung     bool
+	unhung   time.Duration // when it went on after a hang
 	dropping bool
-	online   bool // onlining was begun
+	online   bool          // onlining was begun
+	refused  time.Duration // since when its storage refuses it; 0: it does not
 }
 
 // app is an application's storage and its truth.
@@ -224,7 +227,16 @@ func (w *world) boot(n *node) {
 		}
 		w.connect(n)
 	}
-	w.s.after(w.s.between(8*time.Second, 20*time.Second), come)
+	w.s.after(w.pace(8*time.Second, 20*time.Second), come)
+}
+
+// pace is how long a boot or a start takes. Quick ones leave no time in which a
+// mistake about the old node could go by unseen.
+func (w *world) pace(lo, hi time.Duration) time.Duration {
+	if w.quick {
+		lo, hi = lo/10, hi/10
+	}
+	return w.s.between(lo, hi)
 }
 
 // connect is an agent's (re)connection.
@@ -279,6 +291,9 @@ func (w *world) heard(n *node, h haengine.Heartbeat, sent time.Duration, gen int
 	before := s.machine.State()
 	lease, actions, err := s.machine.Heartbeat(s.ctx(), s.stamp(), h)
 	life := s.life
+	if lease.Granted && s.machine != nil {
+		s.checkLease(s.machine.State(), h)
+	}
 	s.stepped(before, h, actions, err)
 	if err != nil || h.App == "" || n.noAck {
 		return
@@ -335,7 +350,7 @@ func (w *world) drop(n *node, why string) {
 func (w *world) online(n *node, i *instance) {
 	gen := n.gen
 	i.online = true
-	w.s.after(w.s.between(2*time.Second, 8*time.Second), func() {
+	w.s.after(w.pace(2*time.Second, 8*time.Second), func() {
 		if n.gen != gen || n.inst != i || i.dropping || n.frozen {
 			return
 		}
@@ -364,9 +379,15 @@ func (w *world) admitted(n *node, i *instance) bool {
 	return i.key.epoch >= a.floor && a.grants[i.key.epoch] == n.name
 }
 
-// session is the storage session's fate as the agent sees it.
+// session is the storage session's fate as the agent sees it: it gives up when
+// it was refused for as long as a lease.
 func (w *world) session(n *node, i *instance) {
-	if i.up && !w.admitted(n, i) && w.reaches(n) && w.s.chance(0.5) {
+	switch {
+	case !i.up || w.admitted(n, i) || !w.reaches(n):
+		i.refused = 0
+	case i.refused == 0:
+		i.refused = w.s.now
+	case w.s.now-i.refused >= w.app(i.key.app).spec.Policy.Lease.D():
 		w.drop(n, "storage refuses it")
 	}
 }
@@ -409,6 +430,7 @@ func (w *world) sample(a *app) {
 // randomise gives each run its own policies.
 func (w *world) randomise() {
 	s := w.s
+	w.quick = s.chance(0.6)
 	for _, a := range w.apps {
 		p := &a.spec.Policy
 		switch s.rng.IntN(6) {
