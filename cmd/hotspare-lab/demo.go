@@ -122,7 +122,7 @@ func (d *demo) run(ctx context.Context) (*demoResult, error) {
 	}
 	client := load.Start(ctx, load.Options{Address: "10.77.0.50:5432", Dial: lab.Dialer(d.lab.ClientNamespace()), Name: "demo"})
 	defer client.Stop()
-	if err := d.warm(ctx, client); err != nil {
+	if err := d.warm(ctx, client, first.Status.Epoch); err != nil {
 		return nil, err
 	}
 	return d.failover(ctx, client, first)
@@ -229,9 +229,12 @@ func (d *demo) apply(ctx context.Context) (api.Application, error) {
 }
 
 // warm lets the client insert for a while before anything happens.
-func (d *demo) warm(ctx context.Context, client *load.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+func (d *demo) warm(ctx context.Context, client *load.Client, epoch uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
+	if err := d.witnessed(ctx, epoch); err != nil {
+		return err
+	}
 	if _, err := client.AckAfter(ctx, time.Now()); err != nil {
 		return err
 	}
@@ -240,6 +243,33 @@ func (d *demo) warm(ctx context.Context, client *load.Client) error {
 	}
 	d.say.line("client: %d rows acknowledged through 10.77.0.50, and it goes on", len(client.Acks()))
 	return nil
+}
+
+// minWitnessed is the least number of witness writes of each grant: fewer prove
+// nothing about it.
+const minWitnessed = 20
+
+// witnessed waits until the holder of an epoch has written to the witness volume
+// often enough. It is the last resource of the group to come online.
+func (d *demo) witnessed(ctx context.Context, epoch uint64) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		seen, err := witness.ReadFile(d.site.Trace("orders", "witness"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		for _, h := range seen.Holders {
+			if h.Epoch == epoch && h.Writes >= minWitnessed {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the witness of epoch %d wrote too little: %w: %+v", epoch, ctx.Err(), seen.Holders)
+		case <-tick.C:
+		}
+	}
 }
 
 // event prints what the appliance reports, as it comes.
@@ -266,6 +296,9 @@ func (d *demo) failover(ctx context.Context, client *load.Client, before api.App
 	}
 	// Some more inserts, so that the new node has something to keep as well.
 	if _, err := client.AckAfter(wait, time.Now().Add(2*time.Second)); err != nil {
+		return nil, err
+	}
+	if err := d.witnessed(wait, after.Status.Epoch); err != nil {
 		return nil, err
 	}
 	client.Stop()

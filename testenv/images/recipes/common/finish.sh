@@ -12,8 +12,9 @@ printf '127.0.0.1\tlocalhost\n::1\tlocalhost\n' > "$root/etc/hosts"
 : > "$root/etc/machine-id"
 rm -f "$root/var/lib/dbus/machine-id"
 
-# The root alone; the agent mounts what belongs to an application.
-echo "LABEL=$name / ext4 rw,noatime 0 0" > "$root/etc/fstab"
+# Nothing to mount: the root is there, and what belongs to an application comes
+# with its grant. A line for the root would only have it remounted.
+echo "# The root is mounted by whatever boots this image." > "$root/etc/fstab"
 
 # No log-in, no housekeeping and no tty on a node that serves one application.
 mask() { for unit; do ln -sf /dev/null "$root/etc/systemd/system/$unit"; done; }
@@ -33,10 +34,12 @@ mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
 	systemd-ask-password-console.path systemd-ask-password-wall.path \
 	console-setup.service keyboard-setup.service \
 	systemd-udev-trigger.service kmod-static-nodes.service systemd-modules-load.service \
-	systemd-sysusers.service systemd-user-sessions.service
-# (The cold plug of all devices alone takes ten seconds of an emulated processor:
-# it loads every module that any device names. hotspare's agent has brought up
-# what the node needs; udevd stays, and handles what comes later.)
+	systemd-sysusers.service systemd-user-sessions.service \
+	systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket \
+	systemd-tmpfiles-setup-dev.service systemd-sysctl.service dev-mqueue.mount
+# (Each of these costs up to a second of an emulated processor, the cold plug of
+# all devices even ten: it loads every module that any device names. The node's
+# devices are there before the image's init starts.)
 
 # Generators run before everything else, each as a process of its own. What they
 # look for is not in this image.
