@@ -91,14 +91,20 @@ func (a *agents) Redeem(_ context.Context, hash [sha256.Size]byte, facts agentli
 	return server.Identity{Node: x.Node, Epoch: uint64(x.Epoch)}, nil
 }
 
-// Joined tells the engine of a node that came with its token. A resumed session
-// is no news: its heartbeats say what it carries.
+// Joined tells the engine of a node that came for a grant.
 func (a *agents) Joined(ctx context.Context, s server.Session) {
 	a.log.InfoContext(ctx, "node connected", "node", s.Node, "boot", s.BootID, "from", s.Remote, "resumed", s.Resumed)
+	epoch := haengine.Epoch(s.Epoch)
 	if s.Resumed {
-		return
+		// The appliance may have died between the join and its journal: told
+		// again, the engine ignores what it knows.
+		x, ok := a.attempts.byNode(s.Node)
+		if !ok || x.BootID != s.BootID {
+			return
+		}
+		epoch = x.Epoch
 	}
-	a.submit(ctx, haengine.Joined{Node: s.Node, BootID: s.BootID, Epoch: haengine.Epoch(s.Epoch)})
+	a.submit(ctx, haengine.Joined{Node: s.Node, BootID: s.BootID, Epoch: epoch})
 }
 
 // Gone is logged only: silence is measured by the heartbeats that are missing.
@@ -109,6 +115,12 @@ func (a *agents) Gone(ctx context.Context, s server.Session, why string) {
 // Heartbeat passes the beat through the engine and answers with its lease.
 func (a *agents) Heartbeat(ctx context.Context, s server.Session, h agentlink.Heartbeat) agentlink.HeartbeatAck {
 	beat := haengine.Heartbeat{Node: s.Node, BootID: s.BootID, App: h.App, Epoch: haengine.Epoch(h.Epoch)}
+	if known := a.known(beat.App); beat.Epoch > known {
+		// Every epoch is durable in the exports before a node hears of it: this
+		// one was never granted.
+		a.log.ErrorContext(ctx, "a node claims an epoch that was never granted", "node", s.Node, "app", h.App, "epoch", h.Epoch, "known", known)
+		return agentlink.HeartbeatAck{Drop: true, Reason: fmt.Sprintf("epoch %d of %s was never granted", h.Epoch, h.App), Epoch: uint64(known)}
+	}
 	lease, err := a.engine.Heartbeat(ctx, beat)
 	if err != nil {
 		// No word of the engine is no lease, and no order to drop either: the
@@ -143,8 +155,24 @@ func (a *agents) Report(ctx context.Context, s server.Session, r agentlink.Repor
 	})
 }
 
-// Sample passes one look from the node on.
+// known gives the highest epoch that engine or storage know of an application.
+func (a *agents) known(app string) haengine.Epoch {
+	if app == "" {
+		return 0
+	}
+	known := a.volumes.floor(app)
+	if s := a.engine.Snapshot().Durable.Apps[app]; s != nil {
+		known = max(known, s.Epoch)
+	}
+	return known
+}
+
+// Sample passes one look from the node on, if the node holds the grant.
 func (a *agents) Sample(ctx context.Context, s server.Session, m agentlink.Sample) {
+	app := a.engine.Snapshot().Durable.Apps[m.App]
+	if app == nil || app.Grant == nil || app.Grant.Node != s.Node || app.Grant.BootID != s.BootID {
+		return
+	}
 	a.submit(ctx, haengine.Sample{
 		App: m.App, Monitor: m.Monitor, From: haengine.FromNode, Epoch: haengine.Epoch(m.Epoch), OK: m.OK, Why: m.Why,
 		Latency: time.Duration(m.LatencyMicros) * time.Microsecond, At: time.Now(),

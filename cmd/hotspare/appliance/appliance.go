@@ -238,13 +238,10 @@ func (a *Appliance) openLink(ctx context.Context) error {
 func (a *Appliance) reconcile(ctx context.Context) error {
 	for name, app := range a.engine.Snapshot().Durable.Apps {
 		for _, volume := range a.volumes.of(name) {
-			if g, ok := a.exports.Live(volume); ok && app.Grant != nil && g.Epoch == uint64(app.Grant.Epoch) {
-				continue
-			}
 			if _, ok := rootEpoch(name, volume); ok {
 				continue // a root belongs to one epoch; its own revocation ends it
 			}
-			if err := a.exports.SetEpochAtLeast(ctx, volume, uint64(app.Epoch)); err != nil {
+			if err := a.exports.SetEpochAtLeast(ctx, volume, uint64(lowestLive(app))); err != nil {
 				return err
 			}
 		}
@@ -254,6 +251,22 @@ func (a *Appliance) reconcile(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// lowestLive gives the lowest epoch of an application that may still write: its
+// grant's, or that of an earlier grant that is being released in order and must
+// flush and unmount first.
+func lowestLive(app *haengine.AppState) haengine.Epoch {
+	low := app.Epoch
+	if app.Grant != nil {
+		low = app.Grant.Epoch
+	}
+	for _, g := range app.Old {
+		if x := g.Exclusion; x != nil && x.Orderly && !x.Released {
+			low = min(low, g.Epoch)
+		}
+	}
+	return low
 }
 
 // node and nodeByMAC look a node up in the engine's state.

@@ -211,6 +211,11 @@ func (a *attempts) redeem(hash [sha256.Size]byte, facts agentlink.Facts) (attemp
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	h := hex.EncodeToString(hash[:])
+	for _, x := range a.live {
+		if x.JoinHash == h && x.BootID != "" && x.BootID == facts.BootID {
+			return x, nil // the same boot asks again: its answer was lost with an earlier process
+		}
+	}
 	if a.dead[h] {
 		return attempt{}, &hotspare.Error{
 			Code: hotspare.CodeTokenReused, What: "this join token was used before", Why: "it is for one boot and one use",

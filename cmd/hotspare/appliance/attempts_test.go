@@ -75,6 +75,9 @@ func TestAJoinTokenIsFetchedOnceAndUsedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if again, err := a.redeem(hashOf(t, secret), facts("boot-1")); err != nil || again.Epoch != 3 {
+		t.Fatalf("the same boot, whose answer was lost: %v", err)
+	}
 	if _, err := a.redeem(hashOf(t, secret), facts("boot-2")); hotspare.CodeOf(err) != hotspare.CodeTokenReused {
 		t.Fatalf("the second use after a restart: %v", err)
 	}

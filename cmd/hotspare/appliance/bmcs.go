@@ -85,6 +85,9 @@ func (b *bmcs) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// nobody owns the BMC of a node that carries no application.
+const nobody = "hotspare"
+
 // right is the name in which commands about a node are given: nodes have one
 // owner at a time, and the engine's epochs for a node only rise within it.
 func right(app string, epoch haengine.Epoch) bmc.Right {
@@ -110,7 +113,7 @@ func (b *bmcs) PowerOff(ctx context.Context, p haengine.PowerOff) (haengine.Powe
 	if err != nil {
 		return haengine.PowerEvidence{}, err
 	}
-	ev, err := bmc.Off(ctx, q, right(cmp.Or(p.App, "hotspare"), p.Epoch), bmc.OffOptions{
+	ev, err := bmc.Off(ctx, q, right(cmp.Or(p.App, nobody), p.Epoch), bmc.OffOptions{
 		Interval: b.cfg.ReadGap.D(), Deadline: b.cfg.Deadline.D(), ExpectUUID: spec.UUID,
 	})
 	out := haengine.PowerEvidence{Reads: make([]haengine.PowerReading, 0, len(ev.Reads))}

@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,7 +89,7 @@ func (b *boots) Return(ctx context.Context, o haengine.ReturnNode) error {
 	if err != nil {
 		return err
 	}
-	r := right(o.App, o.Epoch)
+	r := right(cmp.Or(o.App, nobody), o.Epoch)
 	if err := q.Raise(r); err != nil {
 		return err
 	}

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"hotspare"
+	"hotspare/bmc"
 	"hotspare/cmd/hotspare/appliance/manifest"
 	"hotspare/haengine"
 	"hotspare/images"
@@ -68,6 +70,9 @@ func (a *Appliance) check(st haengine.State, docs []manifest.Document, d *manife
 		*d.Node = d.Node.WithDefaults()
 		if err := d.Node.Validate(); err != nil {
 			return nil, "", located(err, d)
+		}
+		if err := alone(st, docs, d); err != nil {
+			return nil, "", err
 		}
 		if err := refers(d, "pool", d.Node.Pool, st.Durable.Pools[d.Node.Pool] != nil, docs); err != nil {
 			return nil, "", err
@@ -173,6 +178,51 @@ func refers(d *manifest.Document, kind, name string, exists bool, docs []manifes
 	}
 }
 
+// alone checks that a node can be told from every other, by what identifies it
+// and by its BMC: "off", read from another machine's BMC, would prove nothing.
+func alone(st haengine.State, docs []manifest.Document, d *manifest.Document) error {
+	n := *d.Node
+	bad := func(what, why, fix string) error {
+		return &hotspare.Error{Code: hotspare.CodeInvalid, What: what, Where: d.Source, Why: why, Fix: fix}
+	}
+	if n.UUID == "" {
+		return bad("the node has no uuid", "its BMC must prove that it belongs to this machine before a reading of it counts",
+			"add the system UUID: `dmidecode -s system-uuid` on the node, or `ipmitool mc guid`")
+	}
+	others := map[string]haengine.Node{}
+	for name, o := range st.Durable.Nodes {
+		others[name] = o.Spec
+	}
+	for i := range docs {
+		if o := docs[i].Node; o != nil {
+			others[o.Name] = o.WithDefaults()
+		}
+	}
+	delete(others, n.Name)
+	for _, o := range sorted(others) {
+		switch {
+		case bmc.SameUUID(o.UUID, n.UUID):
+			return bad("two nodes have the same uuid", o.Name+" has it too", "correct one of them")
+		case o.BMC.Address == n.BMC.Address && o.BMC.Port == n.BMC.Port:
+			return bad("two nodes have the same BMC", o.Name+" has "+n.BMC.Address.String()+" too", "correct one of them")
+		}
+		for _, m := range n.MACs {
+			if slices.Contains(o.MACs, m) {
+				return bad("two nodes have the same MAC address", o.Name+" has "+m+" too", "correct one of them")
+			}
+		}
+	}
+	if old := st.Durable.Nodes[n.Name]; old != nil && (old.Spec.BMC != n.BMC || !bmc.SameUUID(old.Spec.UUID, n.UUID)) &&
+		old.Phase != haengine.NodeIdle && old.Phase != haengine.NodeQuarantined && old.Phase != haengine.NodeMaintenance {
+		return &hotspare.Error{
+			Code: hotspare.CodeConflict, What: "the BMC of a node in use cannot be changed", Where: d.Source,
+			Why: fmt.Sprintf("%s is %s for %s: a reading of another BMC would count about it", n.Name, old.Phase, old.Owner),
+			Fix: "move the application first: hotspare app failover " + old.Owner,
+		}
+	}
+	return nil
+}
+
 // located adds the document's place to a validation error.
 func located(err error, d *manifest.Document) error {
 	if e, ok := err.(*hotspare.Error); ok {
@@ -211,7 +261,7 @@ func (a *Appliance) Delete(ctx context.Context, kind, name, by string) error {
 	default:
 		return notFound("kind", kind)
 	}
-	return a.engine.Submit(ctx, e)
+	return a.engine.Command(ctx, e)
 }
 
 // ImportImage takes a disk image of the appliance's file system.

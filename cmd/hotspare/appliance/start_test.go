@@ -96,6 +96,7 @@ name: rack1
 ---
 kind: node
 name: n1
+uuid: 00000000-0000-4000-8000-525400770001
 macs: ["52:54:00:77:00:01"]
 pool: rack1
 cpus: 1
@@ -313,5 +314,64 @@ func TestTheExampleConfigurationIsRead(t *testing.T) {
 	}
 	if _, err := LoadConfig(bad); hotspare.CodeOf(err) != hotspare.CodeYAML || !strings.Contains(err.Error(), `"interface"`) || !strings.Contains(err.Error(), "bad.yaml:2") {
 		t.Fatalf("got %v", err)
+	}
+}
+
+func TestTwoNodesNeverShareAnIdentityOrABMC(t *testing.T) {
+	c := config(t)
+	a := start(t, c)
+	defer stopAppliance(t, a)
+	cl := client.New(client.Options{Socket: c.Socket})
+	defer cl.Close()
+	if _, err := cl.Apply(t.Context(), "rack.yaml", []byte(rack), false); err != nil {
+		t.Fatal(err)
+	}
+	second := `
+kind: node
+name: n2
+uuid: 00000000-0000-4000-8000-525400770002
+macs: ["52:54:00:77:00:02"]
+pool: rack1
+cpus: 1
+memoryMiB: 512
+bmc: {address: 127.0.0.2, user: admin, password: x}
+`
+	for _, x := range []struct{ name, from, to, says string }{
+		{"uuid", "525400770002", "525400770001", "same uuid"},
+		{"no uuid", "uuid: 00000000-0000-4000-8000-525400770002\n", "", "no uuid"},
+		{"MAC", "52:54:00:77:00:02", "52:54:00:77:00:01", "same MAC"},
+		{"BMC", "address: 127.0.0.2", "address: 127.0.0.1, port: 9", "same BMC"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			_, err := cl.Apply(t.Context(), "n2.yaml", []byte(strings.Replace(second, x.from, x.to, 1)), false)
+			var p *api.Problem
+			if !errors.As(err, &p) || p.Code != hotspare.CodeInvalid || !strings.Contains(p.Title, x.says) {
+				t.Fatalf("got %v", err)
+			}
+		})
+	}
+	if _, err := cl.Apply(t.Context(), "n2.yaml", []byte(second), false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAReleaseUnderWayKeepsItsDisk: after a restart the grant that is released in
+// order may still flush and unmount (SAFETY S8).
+func TestAReleaseUnderWayKeepsItsDisk(t *testing.T) {
+	old := haengine.Grant{Epoch: 4, Exclusion: &haengine.Exclusion{Orderly: true}}
+	for _, c := range []struct {
+		name string
+		app  haengine.AppState
+		want haengine.Epoch
+	}{
+		{"running", haengine.AppState{Epoch: 4, Grant: &haengine.Grant{Epoch: 4}}, 4},
+		{"releasing", haengine.AppState{Epoch: 5, Grant: &haengine.Grant{Epoch: 5}, Old: []haengine.Grant{old}}, 4},
+		{"deleting", haengine.AppState{Epoch: 5, Old: []haengine.Grant{old}}, 4},
+		{"released", haengine.AppState{Epoch: 5, Grant: &haengine.Grant{Epoch: 5}, Old: []haengine.Grant{{Epoch: 4, Exclusion: &haengine.Exclusion{Orderly: true, Released: true}}}}, 5},
+		{"fencing", haengine.AppState{Epoch: 5, Grant: &haengine.Grant{Epoch: 5}, Old: []haengine.Grant{{Epoch: 4, Exclusion: &haengine.Exclusion{}}}}, 5},
+	} {
+		if got := lowestLive(&c.app); got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		}
 	}
 }

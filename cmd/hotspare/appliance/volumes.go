@@ -174,13 +174,17 @@ func (v *volumes) of(app string) []string {
 // Revoke ends every right below r.Below on all of the application's volumes,
 // those of removed specifications and old roots too.
 func (v *volumes) Revoke(ctx context.Context, r haengine.Revoke) (haengine.Revocation, error) {
+	v.mu.Lock() // an attach under way must not grant a volume that this list misses
+	defer v.mu.Unlock()
 	out := haengine.Revocation{Below: r.Below}
 	for _, name := range v.of(r.App) {
 		rev, err := v.exports.Revoke(ctx, name, uint64(r.Below))
 		if err != nil {
 			return haengine.Revocation{}, fmt.Errorf("revoke %s: %w", name, err)
 		}
-		out.Sessions += rev.Sessions
+		if _, root := rootEpoch(r.App, name); !root {
+			out.Sessions += rev.Sessions // a released node keeps its root until it is off
+		}
 		out.Drained += int(rev.Drained)
 		if rev.At.After(out.At) {
 			out.At = rev.At
