@@ -10,7 +10,7 @@
 // A torn last record of the log was never acknowledged and is cut off; damage
 // before the end is an error that names the place: nothing is guessed.
 //
-// Both carry a format version. Secrets are sealed by AES-256-GCM with a key file
-// of mode 0600 beside them, bound to their names. Memory is the same without a
+// Both carry a format version. Secrets are sealed by AES-256-GCM, bound to their
+// names, in a file of their own with the key's file (mode 0600) beside it. Memory is the same without a
 // disk, for the simulator.
 package store

@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"hotspare"
 	"hotspare/haengine"
@@ -25,7 +26,6 @@ var (
 	bucketMeta    = []byte("meta")    // version, seq
 	bucketState   = []byte("state")   // durable: the merged state
 	bucketHistory = []byte("history") // id -> Event
-	bucketSecrets = []byte("secrets") // name -> sealed
 	keyVersion    = []byte("version")
 	keySeq        = []byte("seq")
 	keyDurable    = []byte("durable")
@@ -42,7 +42,7 @@ type Options struct {
 type Store struct {
 	log     *slog.Logger
 	history int
-	secrets *sealer
+	secrets *secrets
 
 	mu      sync.Mutex
 	db      *bbolt.DB
@@ -70,11 +70,11 @@ func Open(dir string, o Options) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("engine store: %w", err)
 	}
-	sealer, err := openSealer(filepath.Join(dir, "engine.key"))
+	secrets, err := openSecrets(filepath.Join(dir, "engine.key"), filepath.Join(dir, "engine.secrets"))
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{log: o.Log, history: o.History, secrets: sealer}
+	s := &Store{log: o.Log, history: o.History, secrets: secrets}
 	if err := s.openDB(filepath.Join(dir, "engine.db")); err != nil {
 		return nil, err
 	}
@@ -84,10 +84,11 @@ func Open(dir string, o Options) (*Store, error) {
 	return s, nil
 }
 
-// openDB opens the bbolt file; one that is damaged is put aside.
+// openDB opens the bbolt file; one that is damaged is put aside. An error that
+// says nothing about the file (no memory, no descriptors, no rights) does not.
 func (s *Store) openDB(path string) error {
 	db, err := openBolt(path)
-	if err != nil && !errors.Is(err, bbolt.ErrTimeout) && !errors.Is(err, fs.ErrPermission) {
+	if errors.Is(err, errDamaged) {
 		aside := fmt.Sprintf("%s.broken-%d", path, time.Now().Unix())
 		s.log.Error("the engine's database cannot be opened and is rebuilt from the log", "path", path, "aside", aside, "err", err)
 		if err := os.Rename(path, aside); err != nil {
@@ -95,7 +96,7 @@ func (s *Store) openDB(path string) error {
 		}
 		db, err = openBolt(path)
 	}
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, berrors.ErrTimeout) {
 		return &hotspare.Error{
 			Code: hotspare.CodeStoreLocked, What: "another process has the engine's store open", Where: path,
 			Fix: "stop the other appliance: fuser " + path,
@@ -108,30 +109,46 @@ func (s *Store) openDB(path string) error {
 	return nil
 }
 
+// errDamaged says that the contents of the database cannot be used.
+var errDamaged = errors.New("damaged")
+
+// truncated says whether bbolt's error comes from a file that is shorter than
+// its two meta pages, for which it has no error value.
+func truncated(path string, err error) bool {
+	i, serr := os.Stat(path)
+	return err != nil && serr == nil && i.Size() > 0 && i.Size() < 2*int64(os.Getpagesize())
+}
+
 // openBolt opens the file and reads all of it once: a damaged page must show
 // now and not in the middle of a failover.
 func openBolt(path string) (db *bbolt.DB, err error) {
 	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("bbolt: %v", p)
+		if p := recover(); p != nil { // bbolt panics at some damaged pages
+			err = fmt.Errorf("%w: bbolt: %v", errDamaged, p)
 		}
 	}()
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
-	if err != nil {
+	switch {
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch), errors.Is(err, io.ErrUnexpectedEOF), truncated(path, err):
+		return nil, fmt.Errorf("%w: %w", errDamaged, err)
+	case err != nil:
 		return nil, err
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bucketMeta, bucketState, bucketHistory, bucketSecrets} {
+		for _, b := range [][]byte{bucketMeta, bucketState, bucketHistory} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
 		}
 		meta := tx.Bucket(bucketMeta)
 		if v := meta.Get(keyVersion); v != nil && string(v) != dbVersion {
-			return fmt.Errorf("format version %q, expected %q", v, dbVersion)
+			return &hotspare.Error{
+				Code: hotspare.CodeStoreFormat, What: fmt.Sprintf("the engine's database is of version %q", v), Where: path,
+				Fix: "use the version of hotspare that wrote it; this one writes version " + dbVersion,
+			}
 		}
 		for range tx.Check() {
-			return errors.New("bbolt: the file's pages are inconsistent")
+			return fmt.Errorf("%w: the file's pages are inconsistent", errDamaged)
 		}
 		return meta.Put(keyVersion, []byte(dbVersion))
 	})
@@ -319,38 +336,16 @@ func (s *Store) Events(_ context.Context, after uint64, limit int) ([]Event, err
 
 // PutSecret seals a secret under a name.
 func (s *Store) PutSecret(_ context.Context, name string, secret hotspare.Secret) error {
-	sealed, err := s.secrets.seal(name, secret)
-	if err != nil {
-		return err
-	}
-	if err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketSecrets).Put([]byte(name), sealed) }); err != nil {
-		return fmt.Errorf("engine store: secret %s: %w", name, err)
-	}
-	return nil
+	return s.secrets.put(name, secret)
 }
 
 // Secret opens the secret of a name; CodeNotFound when there is none.
 func (s *Store) Secret(_ context.Context, name string) (hotspare.Secret, error) {
-	var sealed []byte
-	if err := s.db.View(func(tx *bbolt.Tx) error {
-		sealed = append(sealed, tx.Bucket(bucketSecrets).Get([]byte(name))...)
-		return nil
-	}); err != nil {
-		return hotspare.Secret{}, fmt.Errorf("engine store: secret %s: %w", name, err)
-	}
-	if sealed == nil {
-		return hotspare.Secret{}, &hotspare.Error{Code: hotspare.CodeNotFound, What: "no secret is kept under that name", Where: name, Fix: "apply the resource with its password"}
-	}
-	return s.secrets.open(name, sealed)
+	return s.secrets.get(name)
 }
 
 // DeleteSecret forgets a secret.
-func (s *Store) DeleteSecret(_ context.Context, name string) error {
-	if err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketSecrets).Delete([]byte(name)) }); err != nil {
-		return fmt.Errorf("engine store: secret %s: %w", name, err)
-	}
-	return nil
-}
+func (s *Store) DeleteSecret(_ context.Context, name string) error { return s.secrets.drop(name) }
 
 // Close gives the files back.
 func (s *Store) Close() error {

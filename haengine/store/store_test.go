@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"go.etcd.io/bbolt"
 
 	"hotspare"
 	"hotspare/haengine"
@@ -133,6 +136,9 @@ func TestALostDatabaseIsRebuiltFromTheLog(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			s := open(t, dir)
+			if err := s.PutSecret(t.Context(), "bmc/n1", hotspare.NewSecret("p")); err != nil {
+				t.Fatal(err)
+			}
 			var want haengine.Durable
 			for n := 1; n <= 12; n++ {
 				if err := s.Save(t.Context(), step(n)); err != nil {
@@ -151,6 +157,9 @@ func TestALostDatabaseIsRebuiltFromTheLog(t *testing.T) {
 			got, err := s.Load(t.Context())
 			if err != nil || text(t, got) != text(t, want) {
 				t.Fatalf("%v\ngot  %s\nwant %s", err, text(t, got), text(t, want))
+			}
+			if p, err := s.Secret(t.Context(), "bmc/n1"); err != nil || p.Reveal() != "p" {
+				t.Fatalf("the secrets went with the database: %v", err)
 			}
 			if err := s.Save(t.Context(), step(13)); err != nil {
 				t.Fatal(err)
@@ -349,5 +358,32 @@ func TestSecretsAreSealedAndBoundToTheirNames(t *testing.T) {
 	defer s.Close()
 	if _, err := s.Secret(t.Context(), "bmc/n1"); hotspare.CodeOf(err) != hotspare.CodeCorrupt {
 		t.Fatalf("with another key: %v", err)
+	}
+}
+
+// TestADatabaseOfAnotherVersionIsLeftAlone: a release that was rolled back must
+// not throw away what a newer one wrote.
+func TestADatabaseOfAnotherVersionIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	if err := s.Save(t.Context(), step(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bbolt.Open(filepath.Join(dir, "engine.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte("meta")).Put([]byte("version"), []byte("99")) })
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Open(dir, store.Options{}); hotspare.CodeOf(err) != hotspare.CodeStoreFormat {
+		t.Fatalf("got %v", err)
+	}
+	if aside, _ := filepath.Glob(filepath.Join(dir, "*.broken-*")); len(aside) != 0 {
+		t.Fatalf("put aside: %v", aside)
 	}
 }
