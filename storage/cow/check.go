@@ -51,7 +51,8 @@ func (s *Store) account() Report {
 	owner := map[uint32]string{} // of pieces that a volume owns exclusively
 	for _, v := range s.byID {
 		limit := uint64(clustersOf(v.Size))
-		for c, ok := v.root.next(0, 1<<32); ok; c, ok = v.root.next(c+1, 1<<32) {
+		covered := v.root.covers()
+		for c, ok := v.root.next(0, covered); ok; c, ok = v.root.next(c+1, covered) {
 			if c >= limit {
 				problem("volume %s maps cluster %d beyond its end", v.Name, c)
 			}

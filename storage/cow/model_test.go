@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -742,5 +743,130 @@ func TestRangeBeyondTheEndIsRefused(t *testing.T) {
 				t.Errorf("write of %d bytes at %d is taken", c.n, c.off)
 			}
 		}
+	}
+}
+
+// TestPowerLossInAnOverwrite overwrites in place as the first thing after a
+// clean start, and loses the power: whatever reached the disk of data, checksum
+// and log, the volume reads as the old or the new.
+func TestPowerLossInAnOverwrite(t *testing.T) { // S14
+	for seed := range uint64(300) {
+		fs := faulty.NewFS(seed)
+		open := func(boot string) *cow.Store {
+			s, err := cow.Open(context.Background(), "", cow.Options{FileSystem: fs, BootID: boot})
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			return s
+		}
+		s := open("1")
+		if err := errors.Join(s.Create(context.Background(), "a", 1<<20), write(s, "a", 0, 1<<20, 1), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		s = open("1")
+		if err := write(s, "a", 8192, 4096, seed+2); err != nil {
+			t.Fatal(err)
+		}
+		fs.PowerLoss()
+		s.Close()
+		s = open("2")
+		if r, err := s.Check(context.Background()); err != nil || !r.OK() {
+			t.Fatalf("seed %d: check: %+v, %v", seed, r, err)
+		}
+		s.Close()
+	}
+}
+
+// TestSharedSlotsAreFreedByTheLastWhoLetsGo overwrites what a deleted snapshot
+// once shared.
+func TestSharedSlotsAreFreedByTheLastWhoLetsGo(t *testing.T) {
+	fs := faulty.NewFS(1)
+	s := newStore(t, fs)
+	ctx := context.Background()
+	if err := errors.Join(s.Create(ctx, "a", 4<<20), write(s, "a", 0, 4<<20, 1), flush(s, "a")); err != nil {
+		t.Fatal(err)
+	}
+	start := fs.Sizes()["data"]
+	for i := range uint64(5) {
+		if err := errors.Join(s.Snapshot(ctx, "a", "snap"), s.Delete(ctx, "snap"), write(s, "a", 0, 4<<20, i), flush(s, "a")); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := s.Check(ctx); err != nil || !r.OK() {
+			t.Fatalf("check: %+v, %v", r, err)
+		}
+	}
+	if err := errors.Join(s.Snapshot(ctx, "a", "snap"), s.Delete(ctx, "snap")); err != nil { // a delete sweeps
+		t.Fatal(err)
+	}
+	if got := fs.Sizes()["data"]; got > start {
+		t.Fatalf("data has %d bytes, %d at the start", got, start)
+	}
+}
+
+// TestManyWritersShareTheStore runs writers, flushers and clones at once; every
+// writer has a region of its own and must find there what it wrote.
+func TestManyWritersShareTheStore(t *testing.T) {
+	dir := t.TempDir()
+	ctx := context.Background()
+	s, err := cow.Open(ctx, dir, cow.Options{LogLimit: 64 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Create(ctx, "a", 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	var work sync.WaitGroup
+	for w := range 8 {
+		work.Go(func() {
+			d, err := s.OpenVolume("a")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer d.Close()
+			r := rand.New(rand.NewPCG(uint64(w), 3))
+			base, size := int64(w)*(8<<20), 8<<20
+			want := make([]byte, size)
+			got := make([]byte, size)
+			for n := range 150 {
+				off := r.IntN(size / 512)
+				p := make([]byte, min(512*(1+r.IntN(200)), size-off*512))
+				fill(r, p)
+				if _, err := d.WriteAt(p, base+int64(off)*512); err != nil {
+					t.Error(err)
+					return
+				}
+				copy(want[off*512:], p)
+				if n%10 == 0 {
+					if err := d.Flush(); err != nil {
+						t.Error(err)
+					}
+				}
+				if n%50 == 49 {
+					if _, err := d.ReadAt(got, base); err != nil || !bytes.Equal(got, want) {
+						t.Errorf("writer %d reads something else: %v", w, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	work.Go(func() {
+		for i := range 15 {
+			n := fmt.Sprint("c", i)
+			if err := s.Clone(ctx, "a", n); err != nil {
+				t.Error(err)
+			}
+			if i%2 == 0 {
+				if err := s.Delete(ctx, n); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	work.Wait()
+	if r, err := s.Check(ctx); err != nil || !r.OK() {
+		t.Fatalf("check: %+v, %v", r, err)
 	}
 }

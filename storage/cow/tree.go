@@ -146,7 +146,11 @@ func (n *node) set(c uint32, e entry, since, gen uint32) *node {
 	return n
 }
 
-// next gives the first mapped cluster at or after c below limit.
+// covers gives the number of clusters that a tree with this root has room for.
+func (n *node) covers() uint64 { return fanout << (uint(n.level) * fanoutBits) }
+
+// next gives the first mapped cluster at or after c below limit, which must not
+// be above what the root covers.
 func (n *node) next(c, limit uint64) (uint64, bool) {
 	if n == nil || c >= limit {
 		return 0, false
