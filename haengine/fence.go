@@ -246,6 +246,7 @@ func (w *work) suspectNode(node, why string) {
 	if n == nil {
 		return
 	}
+	w.seen(node).Power = PowerUnknown
 	switch n.Phase {
 	case NodeIdle, NodeReturning, NodeQuarantined, NodeMaintenance:
 		w.withdraw(func(o Action) bool { r, is := o.(ReturnNode); return is && r.Node == node })
@@ -254,8 +255,15 @@ func (w *work) suspectNode(node, why string) {
 			then = n.Phase
 		}
 		w.fenceNode(n, then, why)
-	case NodeFencing, NodeReserved:
+	case NodeFencing:
 		n.OffProof = nil
+		w.powerOff(n)
+	case NodeReserved, NodeOwned: // chosen anew already: it is not booted before it is proven off again
+		a := w.apps.edit(n.Owner)
+		if a == nil || a.Grant == nil || a.Grant.Node != node || a.Grant.Booted {
+			return
+		}
+		a.Grant.Prepared, n.OffProof = false, nil
 		w.powerOff(n)
 	}
 	w.all = true

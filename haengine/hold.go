@@ -65,11 +65,15 @@ func (w *work) storm(a *AppState) *Hold {
 		silent++
 		own = own || k == a.Spec.Name
 	}
-	if !own || silent < site.StormNodes || float64(silent) < site.StormShare*float64(carrying) {
+	if silent >= site.StormNodes && float64(silent) >= site.StormShare*float64(carrying) {
+		w.s.Soft.Storm, w.s.Soft.StormText = w.now, fmt.Sprintf("%d of %d nodes fell silent together and nothing is known about any of them", silent, carrying)
+	}
+	// It is over only a while after it ended: the nodes come back one by one.
+	if f := w.s.Soft; !own || f.Storm.IsZero() || w.now.Sub(f.Storm) >= heartbeatTimeout(a) {
 		return nil
 	}
 	return &Hold{
-		"S6", fmt.Sprintf("%d of %d nodes fell silent together and nothing is known about any of them", silent, carrying),
+		"S6", w.s.Soft.StormText,
 		"check the network between appliance and nodes, or ask for the failover of " + a.Spec.Name,
 	}
 }

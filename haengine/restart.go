@@ -9,6 +9,7 @@ func (w *work) restarted() {
 	f := &w.s.Soft
 	f.RestartedAt = w.now.At
 	f.Apps, f.Nodes, f.Leases, f.Pending = map[string]*AppSoft{}, map[string]*NodeSoft{}, map[string]Instant{}, map[ActionID]*Pending{}
+	f.Storm, f.Isolated = Stamp{}, false
 	f.QuietUntil = w.now.At.Add(w.s.Durable.Site.WithDefaults().Grace.D())
 	for _, k := range w.apps.keys() {
 		w.rebaseApp(w.apps.edit(k))

@@ -44,6 +44,8 @@ type Soft struct {
 	QuietUntil  Instant               `json:"quietUntil"`  // before it, only conclusive proofs count
 	Isolated    bool                  `json:"isolated"`
 	IsolatedWhy string                `json:"isolatedWhy,omitempty"`
+	Storm       Stamp                 `json:"storm,omitzero"` // when many nodes were silent together last (S6)
+	StormText   string                `json:"stormText,omitempty"`
 	Apps        map[string]*AppSoft   `json:"apps"`
 	Nodes       map[string]*NodeSoft  `json:"nodes"`
 	Leases      map[string]Instant    `json:"leases"` // by leaseKey: when the last heartbeat of that grant was answered with a lease

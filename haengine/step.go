@@ -104,7 +104,7 @@ func (w *work) advance(a *AppState) {
 	if a.Phase == PhaseRunning && !a.Removing && a.Asked == nil {
 		v := w.judge(a)
 		w.suspicion(a, v)
-		if v.failed {
+		if v.failed && !w.s.Soft.Isolated { // a blind appliance observes only (S5)
 			a = w.apps.edit(a.Spec.Name)
 			w.openFailover(a, CauseFailure, v.why, "", v.obs)
 			w.remember(a, a.Grant.Node, v.why)
@@ -248,8 +248,12 @@ func (w *work) advanceDown(a *AppState) {
 		w.running(a, OutcomeRecovered)
 		return
 	}
-	if live(a) {
-		w.suspicion(a, w.judge(a))
+	if live(a) && a.Asked == nil {
+		v := w.judge(a)
+		w.suspicion(a, v)
+		if !v.failed {
+			return // it may be healing: neither well nor failed now
+		}
 	}
 	if a.Waiting {
 		if w.now.Sub(a.Since) < a.Spec.Policy.RetryAfter.D() && a.Asked == nil {

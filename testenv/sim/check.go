@@ -76,6 +76,9 @@ func (s *Sim) checkApp(old, a *haengine.AppState, st haengine.State) {
 			s.checkJustified(name, f)
 		}
 	}
+	if a.Grant != nil && a.Attempts == 1 && (old.Grant == nil || old.Grant.Epoch != a.Grant.Epoch) {
+		s.checkBudget(a, st)
+	}
 	for i := range a.Old {
 		x := a.Old[i].Exclusion
 		if x.Proof != nil && (i >= len(old.Old) || old.Old[i].Exclusion == nil || old.Old[i].Exclusion.Proof == nil) {
@@ -87,6 +90,28 @@ func (s *Sim) checkApp(old, a *haengine.AppState, st haengine.State) {
 	}
 	if a.Hold != nil && (old.Hold == nil || old.Hold.Rule != a.Hold.Rule) {
 		s.counts["hold "+a.Hold.Rule]++
+	}
+}
+
+// checkBudget is S11: at most F failovers for failures within the window, but
+// those that a person asked for.
+func (s *Sim) checkBudget(a *haengine.AppState, st haengine.State) {
+	f := st.Durable.Failovers[a.Failover]
+	if f == nil || f.Cause != haengine.CauseFailure || f.By != "" {
+		return
+	}
+	truth, p := s.w.app(a.Spec.Name), a.Spec.Policy.WithDefaults()
+	if n := len(truth.moves); n == 0 || truth.moves[n-1] != s.now {
+		truth.moves = append(truth.moves, s.now)
+	}
+	recent := 0
+	for _, at := range truth.moves {
+		if s.now-at < p.FailoverWindow.D() {
+			recent++
+		}
+	}
+	if recent > p.MaxFailovers {
+		s.violate("S11", "%s is failed over %d times within %s, the policy allows %d", a.Spec.Name, recent, p.FailoverWindow, p.MaxFailovers)
 	}
 }
 

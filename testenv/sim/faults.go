@@ -84,6 +84,17 @@ func faults() []fault {
 			}
 			return func() { n.bmcDead = false }
 		}},
+		{"switch fails", func(s *Sim) func() {
+			for _, n := range s.w.nodes {
+				n.pathCut, n.bmcDead = true, n.bmcDead || s.chance(0.7)
+			}
+			return func() {
+				for _, n := range s.w.nodes {
+					n.pathCut, n.bmcDead = false, false
+				}
+				s.w.linkFixed = s.now
+			}
+		}},
 		{"heartbeats lost", func(s *Sim) func() {
 			n := s.owner()
 			n.noHB = true
@@ -253,6 +264,9 @@ func (s *Sim) cutPower(n *node) func() {
 // Run lets random faults happen, heals everything, and wants everything to run
 // in the end (L1, and L3 because crashes are among the faults).
 func Run(cfg Config) Result {
+	if cfg.Nodes == 0 && cfg.Apps == 0 && cfg.Seed%5 == 0 {
+		cfg.Nodes, cfg.Apps = 6, 4
+	}
 	s := newSim(cfg)
 	s.w.randomise()
 	s.w.begin()

@@ -94,7 +94,7 @@ func TestManySeeds(t *testing.T) {
 	least := map[string]int{
 		"failover failure": 150, "failover operator": 10, "running": 300, "claim": 300,
 		"evidence power": 150, "evidence storage+drop": 30, "evidence identity": 5, "evidence release": 5,
-		"evidence void": 2, "phase blocked": 10, "phase down": 10, "hold S9": 5, "hold S5": 2,
+		"evidence void": 2, "phase blocked": 10, "phase down": 10, "hold S9": 3, "hold S6": 2, "hold S11": 3,
 		"appliance crash": 30, "agent drop": 30, "lying bmc believed": 2, "flaky action": 10, "orderly release": 5,
 	}
 	for _, f := range faults() {

@@ -22,6 +22,7 @@ type world struct {
 	flaky             float64       // chance that a try fails for a transient cause
 	quick             bool          // machines boot and applications start within seconds
 
+	healed    time.Duration            // when the quiet time began
 	linkFixed time.Duration            // when a link healed last
 	probeAt   map[string]time.Duration // ... an application's probe path
 	hbAt      map[string]time.Duration // ... a node's heartbeats
@@ -83,8 +84,9 @@ type app struct {
 	grants  map[haengine.Epoch]string
 	probe   bool // the appliance's probe path is broken
 	claims  haengine.Epoch
-	upAt    time.Duration // last moment at which the truth served
-	lied    bool          // a proof about it rests on a BMC's lie that nobody could hear contradicted
+	upAt    time.Duration   // last moment at which the truth served
+	moves   []time.Duration // when it was failed over for a failure
+	lied    bool            // a proof about it rests on a BMC's lie that nobody could hear contradicted
 	removed bool
 }
 
@@ -442,6 +444,9 @@ func (w *world) randomise() {
 		if s.chance(0.2) {
 			p.Lease = dur(s.between(4*time.Second, 30*time.Second))
 		}
+		if s.chance(0.15) {
+			p.MaxFailovers, p.FailoverWindow = 2, dur(time.Minute)
+		}
 		if s.chance(0.1) {
 			p.Previous = haengine.PreviousQuarantine
 		}
@@ -463,7 +468,7 @@ func (w *world) healAll() {
 	for _, a := range w.apps {
 		a.probe = false
 	}
-	w.linkFixed = s.now
+	w.linkFixed, w.healed = s.now, s.now
 	if !s.up() {
 		s.start()
 	}
@@ -473,12 +478,19 @@ func (w *world) healAll() {
 	}
 }
 
-// release1 is the operator who looks after quarantined nodes.
+// release1 is the operator who looks after quarantined nodes and held
+// applications.
 func (w *world) release1() {
 	if !w.s.up() {
 		return
 	}
 	st := w.s.machine.State()
+	for _, a := range w.apps {
+		x := st.Durable.Apps[a.spec.Name]
+		if x.Hold != nil && (x.Hold.Rule == "S6" || x.Hold.Rule == "S11") && w.s.now-w.healed > time.Minute {
+			w.s.submit(haengine.FailoverRequested{App: a.spec.Name, By: "ann"}) // what the notice asks for
+		}
+	}
 	for _, n := range w.nodes {
 		if x := st.Durable.Nodes[n.name]; x != nil && x.Phase == haengine.NodeQuarantined {
 			w.s.submit(haengine.Unquarantine{Node: n.name, By: "ann"})
