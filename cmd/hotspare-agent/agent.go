@@ -173,6 +173,7 @@ func (a *agent) linkState(s client.State) {
 		return
 	}
 	a.out.mark("joined")
+	a.setClock(s.ServerTime)
 	a.out.say("%s", s.Why)
 	if a.current() != nil {
 		return
@@ -183,6 +184,25 @@ func (a *agent) linkState(s client.State) {
 	default:
 		a.out.say("node %s waits for the application that it is to carry", a.link.Node())
 	}
+}
+
+// clockTolerance is how far the node's clock may be off before it is set.
+const clockTolerance = 30 * time.Second
+
+// setClock sets a clock that is far off by the appliance's, as long as nothing
+// runs here: a database must not start in the year 2000. Keeping it right is the
+// image's matter.
+func (a *agent) setClock(now time.Time) {
+	off := time.Until(now)
+	if now.IsZero() || off.Abs() < clockTolerance || a.current() != nil {
+		return
+	}
+	tv := unix.NsecToTimeval(now.UnixNano())
+	if err := unix.Settimeofday(&tv); err != nil {
+		a.log.Warn("the clock is off and was not set", "off", off, "err", err)
+		return
+	}
+	a.out.say("the clock was off by %s and is set to the appliance's", off.Round(time.Second))
 }
 
 // current gives what the node carries, or nil.

@@ -8,7 +8,9 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"net"
 	"os"
@@ -475,16 +477,20 @@ func TestPeersThatHaveNotJoinedCanDoNothing(t *testing.T) {
 			p.say(agentlink.KindJoin, agentlink.Join{Token: token.Reveal(), Facts: agentlink.Facts{BootID: "boot-b"}, CSR: csr})
 		}},
 		{"a frame above the limit of a join", func(p *peer) {
-			p.say(agentlink.KindHello, agentlink.Hello{Node: strings.Repeat("n", agentlink.MaxJoinFrame)})
+			// The length alone: it must not be waited for.
+			if _, err := p.Write(binary.BigEndian.AppendUint32(nil, agentlink.MaxJoinFrame+1)); err != nil {
+				p.t.Fatal(err)
+			}
 		}},
 		{"another version", func(p *peer) {
 			if _, err := p.Write(rawFrame(`{"v":9,"kind":"hello","body":{}}`)); err != nil {
-				t.Fatal(err)
+				p.t.Fatal(err)
 			}
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := dialPeer(w, nil)
+			p.t = t
 			c.speak(p)
 			if r := p.refusal(); r.Code != hotspare.CodeJoinRefused || r.Retry {
 				t.Errorf("refused with %+v", r)
@@ -555,6 +561,32 @@ func TestCertificatesAreBound(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "expired") {
 		t.Errorf("an expired certificate: %v", err)
+	}
+}
+
+// The appliance's certificate is good from the CA's first moment on, which is
+// what a node with a dead battery takes for the present; and the node is told
+// the time.
+func TestNodeWithADeadClockJoins(t *testing.T) {
+	w := newWorld(t, nil)
+	block, _ := pem.Decode(w.ca.PEM())
+	ca, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(ca)
+	conn, err := tls.Dial("tcp", w.addr, &tls.Config{RootCAs: roots, ServerName: agentlink.ServerName, Time: func() time.Time { return ca.NotBefore }})
+	if err != nil {
+		t.Fatalf("at the CA's first moment: %v", err)
+	}
+	_ = conn.Close()
+	n := newNode(w, w.token(1), nil)
+	w.until("an acknowledged heartbeat", func() bool { _, acks := n.count(); return acks > 0 })
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if off := time.Since(n.states[0].ServerTime); off < 0 || off > patience {
+		t.Errorf("the appliance's clock came as %s", n.states[0].ServerTime)
 	}
 }
 

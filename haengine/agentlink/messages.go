@@ -82,8 +82,8 @@ type Renew struct {
 
 // Renewed is the answer to Renew.
 type Renewed struct {
-	Certificate []byte    `json:"certificate"`
-	NotAfter    time.Time `json:"notAfter"`
+	Certificate []byte            `json:"certificate"`
+	Life        haengine.Duration `json:"life"` // from now on
 }
 
 // ResourceState is the state of one member of the service group.

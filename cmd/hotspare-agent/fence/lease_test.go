@@ -3,6 +3,7 @@ package fence
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -121,13 +122,13 @@ func TestWatchIsNotConcernedAfterARelease(t *testing.T) {
 func TestWatchFollowsTheBootClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := clock()
-		slept := time.Duration(0)
-		boot := func() time.Duration { return now() + slept }
+		var slept atomic.Int64
+		boot := func() time.Duration { return now() + time.Duration(slept.Load()) }
 		var l Lease
 		l.Begin("orders", 7, 15*time.Second)
 		go func() {
 			time.Sleep(2500 * time.Millisecond)
-			slept = time.Minute
+			slept.Store(int64(time.Minute))
 		}()
 		if !l.Watch(t.Context(), boot) || now() > 4*time.Second {
 			t.Errorf("noticed %s after the begin", now())

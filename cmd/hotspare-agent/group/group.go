@@ -72,8 +72,11 @@ type Group struct {
 	members []*member // in the order of coming online
 	log     *slog.Logger
 
+	work chan struct{} // one place: who brings resources online or offline has it
+
 	mu      sync.Mutex
 	stopped bool
+	unwatch context.CancelFunc // ends what Watch is doing
 }
 
 type member struct {
@@ -98,7 +101,7 @@ func New(opt Options) (*Group, error) {
 	if opt.Step == nil {
 		opt.Step = func(agentlink.Step) {}
 	}
-	g := &Group{opt: opt, policy: opt.Policy.withDefaults(), log: opt.Log}
+	g := &Group{opt: opt, policy: opt.Policy.withDefaults(), log: opt.Log, work: make(chan struct{}, 1)}
 	for _, r := range resources {
 		driver, ok := opt.Drivers[r.Kind]
 		if !ok {
@@ -123,6 +126,10 @@ func (g *Group) States() []agentlink.Resource {
 // Online brings all resources online. When one fails, those that are online are
 // taken offline again and the error is returned.
 func (g *Group) Online(ctx context.Context) error {
+	if err := g.begin(ctx); err != nil {
+		return err
+	}
+	defer g.end()
 	for i, m := range g.members {
 		if err := g.online(ctx, m); err != nil {
 			err = fmt.Errorf("resource %s: %w", m.Name, err)
@@ -160,14 +167,33 @@ var errStopped = errors.New("the service group was stopped")
 // failure and returns all of them.
 func (g *Group) Offline(ctx context.Context) error {
 	g.Halt()
+	if err := g.begin(ctx); err != nil { // a local restart that is under way ends first
+		return fmt.Errorf("a resource is still being brought online: %w", err)
+	}
+	defer g.end()
 	return g.offline(ctx, g.members)
 }
 
-// Halt ends watching and keeps anything from coming online again.
+func (g *Group) begin(ctx context.Context) error {
+	select {
+	case g.work <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (g *Group) end() { <-g.work }
+
+// Halt ends watching and keeps anything from coming online again. It waits for
+// nothing.
 func (g *Group) Halt() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.stopped = true
+	if g.unwatch != nil {
+		g.unwatch()
+	}
 }
 
 func (g *Group) isStopped() bool {

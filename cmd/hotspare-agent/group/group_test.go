@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,6 +60,8 @@ func TestOrder(t *testing.T) {
 // fake is a driver whose resources do what the test says, and which notes what
 // was done.
 type fake struct {
+	mu     sync.Mutex
+	slow   time.Duration // an online takes this long
 	story  []string
 	fails  map[string]error
 	health map[string]Health
@@ -69,7 +72,32 @@ func newFake() *fake {
 	return &fake{fails: map[string]error{}, health: map[string]Health{}, online: map[string]int{}}
 }
 
+// is sets what a resource's check finds, fail what an action on it gives.
+func (f *fake) is(name string, h Health) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.health[name] = h
+}
+
+func (f *fake) fail(action string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fails[action] = err
+}
+
+func (f *fake) delay(d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.slow = d
+}
+
 func (f *fake) Online(_ context.Context, r haengine.Resource) error {
+	f.mu.Lock()
+	slow := f.slow
+	f.mu.Unlock()
+	time.Sleep(slow)
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.story = append(f.story, "online "+r.Name)
 	if err := f.fails["online "+r.Name]; err != nil {
 		return err
@@ -80,10 +108,14 @@ func (f *fake) Online(_ context.Context, r haengine.Resource) error {
 }
 
 func (f *fake) Check(_ context.Context, r haengine.Resource) (Health, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return f.health[r.Name], f.fails["check "+r.Name]
 }
 
 func (f *fake) Offline(_ context.Context, r haengine.Resource) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.story = append(f.story, "offline "+r.Name)
 	return f.fails["offline "+r.Name]
 }
@@ -145,7 +177,7 @@ func TestGroupComesOnlineInOrderAndGoesInReverse(t *testing.T) {
 
 func TestFailedStartLeavesNothingOnline(t *testing.T) {
 	f := newFake()
-	f.fails["online db"] = &hotspare.Error{Code: hotspare.CodeNotBlank, What: "no"}
+	f.fail("online db", &hotspare.Error{Code: hotspare.CodeNotBlank, What: "no"})
 	g, _ := newGroup(t, f, nil)
 	err := g.Online(t.Context())
 	if hotspare.CodeOf(err) != hotspare.CodeNotBlank {
@@ -155,7 +187,7 @@ func TestFailedStartLeavesNothingOnline(t *testing.T) {
 	if !slices.Equal(f.story, want) {
 		t.Errorf("story %v", f.story)
 	}
-	f.fails["offline data"] = errors.New("busy")
+	f.fail("offline data", errors.New("busy"))
 	g, _ = newGroup(t, f, nil)
 	if err := g.Online(t.Context()); err == nil || !strings.Contains(err.Error(), "busy") {
 		t.Errorf("a group that is not wholly offline again must say so: %v", err)
@@ -188,7 +220,7 @@ func TestOfflineGoesOnAfterAFailure(t *testing.T) {
 	if err := g.Online(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	f.fails["offline db"] = errors.New("does not stop")
+	f.fail("offline db", errors.New("does not stop"))
 	if err := g.Offline(t.Context()); err == nil {
 		t.Error("no error")
 	}
@@ -232,7 +264,7 @@ func conclusive(reports []agentlink.Report) (out []string) {
 // often as it may.
 func TestLocalRestartsComeBeforeTheReport(t *testing.T) {
 	crash := func(f *fake) {
-		f.health["db"] = Health{Why: "exited"}
+		f.is("db", Health{Why: "exited"})
 		time.Sleep(600 * time.Millisecond)
 	}
 	f, reports, _ := watch(t, nil, func(f *fake, _ *Group) {
@@ -271,8 +303,8 @@ func TestLocalRestartsComeBeforeTheReport(t *testing.T) {
 
 func TestRestartThatFailsIsAFailure(t *testing.T) {
 	f, reports, _ := watch(t, nil, func(f *fake, _ *Group) {
-		f.fails["online db"] = errors.New("exit status 1")
-		f.health["db"] = Health{Why: "exited"}
+		f.fail("online db", errors.New("exit status 1"))
+		f.is("db", Health{Why: "exited"})
 		time.Sleep(5 * time.Second)
 	})
 	tries := 0
@@ -290,9 +322,9 @@ func TestRestartThatFailsIsAFailure(t *testing.T) {
 func TestRestartsBySystemdCount(t *testing.T) {
 	_, reports, _ := watch(t, nil, func(f *fake, _ *Group) {
 		for i := range uint32(2) {
-			f.health["db"] = Health{Pending: true, Why: "auto-restart", Restarts: i}
+			f.is("db", Health{Pending: true, Why: "auto-restart", Restarts: i})
 			time.Sleep(time.Second)
-			f.health["db"] = Health{OK: true, Restarts: i + 1}
+			f.is("db", Health{OK: true, Restarts: i + 1})
 			time.Sleep(time.Second)
 		}
 	})
@@ -300,7 +332,7 @@ func TestRestartsBySystemdCount(t *testing.T) {
 		t.Errorf("two restarts: conclusive %v", got)
 	}
 	_, reports, _ = watch(t, nil, func(f *fake, _ *Group) {
-		f.health["db"] = Health{OK: true, Restarts: 3}
+		f.is("db", Health{OK: true, Restarts: 3})
 		time.Sleep(time.Second)
 	})
 	if got := conclusive(reports); !slices.Equal(got, []string{"db failed"}) {
@@ -310,8 +342,8 @@ func TestRestartsBySystemdCount(t *testing.T) {
 
 func TestNotKnowingIsNoFailure(t *testing.T) {
 	f, reports, _ := watch(t, nil, func(f *fake, _ *Group) {
-		f.fails["check db"] = errors.New("systemd does not answer")
-		f.health["db"] = Health{Why: "?"}
+		f.fail("check db", errors.New("systemd does not answer"))
+		f.is("db", Health{Why: "?"})
 		time.Sleep(time.Minute)
 	})
 	if f.online["db"] != 1 || len(reports) != 0 {
@@ -319,10 +351,30 @@ func TestNotKnowingIsNoFailure(t *testing.T) {
 	}
 }
 
+// A release in the middle of a local restart: what the restart brings online,
+// the release takes offline.
+func TestReleaseWaitsForALocalRestart(t *testing.T) {
+	f, _, g := watch(t, nil, func(f *fake, g *Group) {
+		f.delay(10 * time.Second)
+		f.is("db", Health{Why: "exited"})
+		time.Sleep(time.Second) // the restart is under way
+		if err := g.Offline(context.Background()); err != nil {
+			panic(err)
+		}
+	})
+	if got := states(g); got != "data=offline addr=offline db=offline" {
+		t.Error(got)
+	}
+	last := f.story[len(f.story)-4:]
+	if want := []string{"online db", "offline db", "offline addr", "offline data"}; !slices.Equal(last, want) {
+		t.Errorf("story %v", f.story)
+	}
+}
+
 func TestHaltedGroupRestartsNothing(t *testing.T) {
 	f, _, _ := watch(t, nil, func(f *fake, g *Group) {
 		g.Halt()
-		f.health["db"] = Health{Why: "killed by the drop"}
+		f.is("db", Health{Why: "killed by the drop"})
 		time.Sleep(time.Minute)
 	})
 	if f.online["db"] != 1 {

@@ -13,6 +13,11 @@ import (
 // times within the window, restarts by systemd itself included; then its failure
 // is reported as conclusive, once, and it is left alone.
 func (g *Group) Watch(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g.mu.Lock()
+	g.unwatch = cancel
+	g.mu.Unlock()
 	tick := time.NewTicker(g.policy.Every)
 	defer tick.Stop()
 	for {
@@ -32,12 +37,19 @@ func (g *Group) Watch(ctx context.Context) {
 
 // look checks one resource and acts on what it finds.
 func (g *Group) look(ctx context.Context, m *member) {
-	if m.failed {
+	if g.begin(ctx) != nil {
+		return
+	}
+	defer g.end()
+	if m.failed || g.isStopped() {
 		return
 	}
 	checkCtx, cancel := context.WithTimeout(ctx, max(10*g.policy.Every, 5*time.Second))
 	defer cancel()
 	h, err := m.driver.Check(checkCtx, m.Resource)
+	if g.isStopped() {
+		return
+	}
 	if err != nil {
 		// Not knowing is no failure: other channels look at the service.
 		g.log.Warn("resource not checked", "resource", m.Name, "err", err)

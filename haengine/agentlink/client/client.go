@@ -14,6 +14,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,6 +32,8 @@ type State struct {
 	Up  bool
 	Why string // why it is down, or how it came up
 	Err error  // the cause, when it is down
+
+	ServerTime time.Time // the appliance's clock when the link came up; zero when it is down
 }
 
 // Options are the parts of a Client. All without a default are needed.
@@ -92,20 +95,21 @@ type Client struct {
 	opt    Options
 	log    *slog.Logger
 	roots  *x509.CertPool
+	floor  time.Time // no earlier time is believed: the CA was not valid yet
 	key    *ecdsa.PrivateKey
 	gate   *agentlink.Gate
 	orders orderBook
 
-	mu       sync.Mutex
-	cert     [][]byte // the node's certificate, DER; nil before the join
-	notAfter time.Time
-	epoch    uint64
-	node     string
-	conn     *link // the live connection, or nil
-	reports  []agentlink.Report
-	nextRep  uint64
-	poke     chan struct{} // asks for a heartbeat at once
-	acked    chan struct{} // closed and made anew when reports were acknowledged
+	mu      sync.Mutex
+	cert    [][]byte      // the node's certificate, DER; nil before the join
+	life    time.Duration // of the certificate, by the appliance's clock: the node's may be wrong
+	renewed time.Time     // when it came
+	node    string
+	conn    *link // the live connection, or nil
+	reports []agentlink.Report
+	nextRep uint64
+	poke    chan struct{} // asks for a heartbeat at once
+	acked   chan struct{} // closed and made anew when reports were acknowledged
 }
 
 // New makes a client. The key is made here and never leaves memory.
@@ -118,17 +122,43 @@ func New(opt Options) (*Client, error) {
 	if !roots.AppendCertsFromPEM(opt.CA) {
 		return nil, errors.New("agentlink: the pinned CA is no PEM certificate")
 	}
+	floor, err := notBefore(opt.CA)
+	if err != nil {
+		return nil, err
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	return &Client{
-		opt: opt, log: opt.Log, roots: roots, key: key, node: opt.Node,
+		opt: opt, log: opt.Log, roots: roots, floor: floor, key: key, node: opt.Node,
 		gate:   agentlink.NewGate(opt.Facts.BootID),
 		orders: orderBook{done: map[string]agentlink.Result{}, running: map[string]bool{}},
 		poke:   make(chan struct{}, 1),
 		acked:  make(chan struct{}),
 	}, nil
+}
+
+// notBefore gives the first day of the pinned CA.
+func notBefore(pinned []byte) (time.Time, error) {
+	block, _ := pem.Decode(pinned)
+	if block == nil {
+		return time.Time{}, errors.New("agentlink: the pinned CA is no PEM certificate")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("agentlink: the pinned CA: %w", err)
+	}
+	return cert.NotBefore, nil
+}
+
+// now is the time for the check of certificates. The clock of a node whose
+// battery is dead is years behind; it is at least the time of the pinned CA.
+func (c *Client) now() time.Time {
+	if now := time.Now(); now.After(c.floor) {
+		return now
+	}
+	return c.floor
 }
 
 // Gate gives the gate that the client's orders pass.
@@ -185,12 +215,12 @@ type refusedError struct{ agentlink.Refused }
 func (e *refusedError) Error() string { return string(e.Code) + ": " + e.Why }
 
 // connect opens the link: TLS with the pinned CA, hello, and join or welcome.
-func (c *Client) connect(ctx context.Context) (conn *tls.Conn, err error) {
+func (c *Client) connect(ctx context.Context) (conn *tls.Conn, clock time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opt.DialTimeout)
 	defer cancel()
 	raw, err := c.opt.Dial(ctx, "tcp", c.opt.Addr)
 	if err != nil {
-		return nil, err
+		return nil, clock, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -201,28 +231,29 @@ func (c *Client) connect(ctx context.Context) (conn *tls.Conn, err error) {
 	}()
 	conn = tls.Client(raw, c.tlsConfig())
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, fmt.Errorf("tls: %w", err)
+		return nil, clock, fmt.Errorf("tls: %w", err)
 	}
 	hello := agentlink.Hello{Software: c.opt.Software, Node: c.Node(), BootID: c.opt.Facts.BootID}
 	if err := write(conn, agentlink.KindHello, hello); err != nil {
-		return nil, err
+		return nil, clock, err
 	}
 	if !c.joined() {
 		if err := c.sendJoin(conn); err != nil {
-			return nil, err
+			return nil, clock, err
 		}
 	}
 	e, err := agentlink.Read(conn, agentlink.MaxJoinFrame)
 	if err != nil {
-		return nil, err
+		return nil, clock, err
 	}
-	return conn, c.admitted(e)
+	clock, err = c.admitted(e)
+	return conn, clock, err
 }
 
 func (c *Client) tlsConfig() *tls.Config {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: c.roots, ServerName: agentlink.ServerName}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: c.roots, ServerName: agentlink.ServerName, Time: c.now}
 	if c.cert != nil {
 		cfg.Certificates = []tls.Certificate{{Certificate: c.cert, PrivateKey: c.key}}
 	}
@@ -241,28 +272,30 @@ func (c *Client) sendJoin(conn *tls.Conn) error {
 	return write(conn, agentlink.KindJoin, agentlink.Join{Token: c.opt.Token.Reveal(), Facts: c.opt.Facts, CSR: csr})
 }
 
-// admitted reads the answer to hello or join.
-func (c *Client) admitted(e agentlink.Envelope) error {
+// admitted reads the answer to hello or join, and gives the appliance's clock.
+func (c *Client) admitted(e agentlink.Envelope) (time.Time, error) {
 	switch e.Kind {
 	case agentlink.KindWelcome:
-		return nil
+		w, err := agentlink.Decode[agentlink.Welcome](e)
+		return w.ServerTime, err
 	case agentlink.KindJoined:
 		j, err := agentlink.Decode[agentlink.Joined](e)
 		if err != nil {
-			return err
+			return time.Time{}, err
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.cert, c.notAfter, c.node, c.epoch = [][]byte{j.Certificate}, j.NotAfter, j.Node, j.Epoch
-		return nil
+		c.cert, c.life, c.node = [][]byte{j.Certificate}, j.NotAfter.Sub(j.ServerTime), j.Node
+		c.renewed = time.Now()
+		return j.ServerTime, nil
 	case agentlink.KindRefused:
 		r, err := agentlink.Decode[agentlink.Refused](e)
 		if err != nil {
-			return err
+			return time.Time{}, err
 		}
-		return &refusedError{r}
+		return time.Time{}, &refusedError{r}
 	default:
-		return fmt.Errorf("%w: unexpected %q", agentlink.ErrFrameBody, e.Kind)
+		return time.Time{}, fmt.Errorf("%w: unexpected %q", agentlink.ErrFrameBody, e.Kind)
 	}
 }
 

@@ -13,6 +13,9 @@ import (
 
 const writeTimeout = 3 * time.Second
 
+// renewPause is the time between two requests for a new certificate.
+const renewPause = 10 * time.Second
+
 var errSlow = errors.New("agentlink: the appliance does not read the link")
 
 // link is one live connection: frames go out through a queue, so that no
@@ -63,7 +66,7 @@ func (l *link) write() {
 
 // session runs one connection to its end and says why it ended.
 func (c *Client) session(ctx context.Context, wg *sync.WaitGroup) error {
-	conn, err := c.connect(ctx)
+	conn, clock, err := c.connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -76,7 +79,7 @@ func (c *Client) session(ctx context.Context, wg *sync.WaitGroup) error {
 	defer own.Wait()
 	own.Go(l.write)
 	beats := &beats{sent: map[uint64]time.Duration{}}
-	c.opt.State(State{Up: true, Why: "linked to " + c.opt.Addr + " as " + c.Node()})
+	c.opt.State(State{Up: true, Why: "linked to " + c.opt.Addr + " as " + c.Node(), ServerTime: clock})
 	if err := c.attach(l); err != nil {
 		l.close()
 		return err
@@ -138,18 +141,18 @@ func (b *beats) take(seq uint64) (time.Duration, bool) {
 func (c *Client) beat(l *link, b *beats) {
 	tick := time.NewTicker(c.opt.Every)
 	defer tick.Stop()
-	renewAt := c.renewAt()
+	var asked time.Time
 	for {
 		h := c.opt.Beat()
 		h.Seq = b.stamp(c.opt.Now()) // before it is queued: the lease counts from here
 		if err := l.send(agentlink.KindHeartbeat, h); err != nil {
 			return
 		}
-		if now := time.Now(); now.After(renewAt) {
+		if now := time.Now(); now.After(c.renewAt()) && now.Sub(asked) > renewPause {
 			if err := c.askRenewal(l); err != nil {
 				c.log.Warn("renewal of the certificate not asked for", "err", err)
 			}
-			renewAt = now.Add(time.Minute)
+			asked = now
 		}
 		select {
 		case <-tick.C:
@@ -160,11 +163,11 @@ func (c *Client) beat(l *link, b *beats) {
 	}
 }
 
-// renewAt is the half of what is left of the certificate's life.
+// renewAt is half the life of the certificate after it came.
 func (c *Client) renewAt() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return time.Now().Add(time.Until(c.notAfter) / 2)
+	return c.renewed.Add(c.life / 2)
 }
 
 func (c *Client) askRenewal(l *link) error {
@@ -204,7 +207,7 @@ func (c *Client) read(ctx context.Context, l *link, b *beats, wg *sync.WaitGroup
 				return err
 			}
 			c.mu.Lock()
-			c.cert, c.notAfter = [][]byte{r.Certificate}, r.NotAfter
+			c.cert, c.life, c.renewed = [][]byte{r.Certificate}, r.Life.D(), time.Now()
 			c.mu.Unlock()
 		default:
 			return fmt.Errorf("%w: unexpected %q", agentlink.ErrFrameBody, e.Kind)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"time"
 
+	"hotspare/haengine"
 	"hotspare/haengine/agentlink"
 )
 
@@ -214,9 +215,10 @@ func (s *Server) renew(sess *session, e agentlink.Envelope) error {
 	if err != nil {
 		return err
 	}
-	der, notAfter, err := s.opt.CA.sign(r.CSR, sess.id, time.Now(), s.opt.CertLifetime)
+	now := time.Now()
+	der, notAfter, err := s.opt.CA.sign(r.CSR, sess.id, now, s.opt.CertLifetime)
 	if err != nil {
 		return err
 	}
-	return sess.reply(agentlink.KindRenewed, agentlink.Renewed{Certificate: der, NotAfter: notAfter})
+	return sess.reply(agentlink.KindRenewed, agentlink.Renewed{Certificate: der, Life: haengine.Duration(notAfter.Sub(now))})
 }
