@@ -247,7 +247,7 @@ func (a *agent) giveUp(ctx context.Context, o agentlink.Order, l *load, cause er
 		}
 	}
 	_ = l.gate.Revoke()
-	a.logOut(ctx, l)
+	cause = errors.Join(cause, a.logOut(ctx, l))
 	a.settle(l, agentlink.PhaseFailed)
 	return failed(o, cause, l.takeSteps())
 }

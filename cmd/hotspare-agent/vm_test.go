@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -374,7 +375,9 @@ func serveDisks(t *testing.T) *disks {
 	t.Cleanup(func() {
 		cancel()
 		_ = ln.Close()
-		<-done
+		if err := <-done; err != nil {
+			t.Log("the target ended:", err)
+		}
 		_ = exports.Close()
 		_ = store.Close()
 	})
@@ -400,7 +403,7 @@ func (d *disks) fill(t *testing.T, name, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer dev.Close()
+	defer func() { _ = dev.Close() }()
 	buf := make([]byte, 1<<20)
 	for at := int64(0); at < st.Size(); {
 		data, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
@@ -409,7 +412,7 @@ func (d *disks) fill(t *testing.T, name, path string) {
 		}
 		at = data &^ (1<<20 - 1)
 		n, err := f.ReadAt(buf[:min(int64(len(buf)), st.Size()-at)], at)
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			t.Fatal(err)
 		}
 		if _, err := dev.WriteAt(buf[:n], at); err != nil {
@@ -461,7 +464,7 @@ func debianKernel(t *testing.T, flavour string) (vmlinuz, modules, version strin
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer os.RemoveAll(work)
+		defer func() { _ = os.RemoveAll(work) }()
 		command(t, work, "apt-get", "download", pkg)
 		debs, err := filepath.Glob(filepath.Join(work, "*.deb"))
 		if err != nil || len(debs) != 1 {

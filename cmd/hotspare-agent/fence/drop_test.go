@@ -137,8 +137,7 @@ func TestGuardThatIsStoppedDoesNotStopTheAgent(t *testing.T) {
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(ends[0])
-	defer unix.Close(ends[1])
+	defer func() { _, _ = unix.Close(ends[0]), unix.Close(ends[1]) }()
 	if err := unix.SetNonblock(ends[1], true); err != nil {
 		t.Fatal(err)
 	}

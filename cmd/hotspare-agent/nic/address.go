@@ -187,7 +187,7 @@ func (a *Addresses) announce(conn *packet.Conn, addr netip.Addr) error {
 // announceMore repeats the announcement as long as the address is meant to be
 // here.
 func (a *Addresses) announceMore(conn *packet.Conn, p netip.Prefix) {
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	for _, gap := range announceGaps {
 		time.Sleep(gap)
 		a.mu.Lock()

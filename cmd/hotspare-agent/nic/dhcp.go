@@ -86,7 +86,7 @@ func request(ctx context.Context, l Link, old *nclient4.Lease) (Boot, error) {
 	if err != nil {
 		return Boot{}, err
 	}
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	modify := []dhcpv4.Modifier{
 		dhcpv4.WithOption(dhcpv4.OptClassIdentifier(vendorClass)),
 		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionIPAddressLeaseTime,

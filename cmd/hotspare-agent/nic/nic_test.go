@@ -147,7 +147,7 @@ func TestServiceAddressIsProbedSetAnnouncedAndRemoved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ear.Close()
+	defer func() { _ = ear.Close() }()
 	free := netip.MustParsePrefix("10.9.0.50/24")
 	start := time.Now()
 	if err := a.Add(t.Context(), free); err != nil {
