@@ -366,7 +366,7 @@ func lock(ctx context.Context, file string) (unlock func(), err error) {
 	case <-ctx.Done():
 		// The goroutine ends with the lock, which it lets go by closing.
 		go func() {
-			<-locked
+			_ = <-locked // whether it was got or not, closing lets go
 			f.Close()
 		}()
 		return nil, ctx.Err()
