@@ -473,7 +473,11 @@ func (w *world) healAll() {
 		s.start()
 	}
 	s.submit(haengine.SelfHealth{})
-	for _, f := range []haengine.Scope{{}, {Pool: "rack1"}, {App: "orders"}, {App: "web"}} {
+	scopes := []haengine.Scope{{}, {Pool: "rack1"}}
+	for _, a := range w.apps {
+		scopes = append(scopes, haengine.Scope{App: a.spec.Name})
+	}
+	for _, f := range scopes {
 		s.submit(haengine.FreezeLifted{Scope: f, By: "ann"})
 	}
 }
