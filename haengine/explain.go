@@ -56,6 +56,9 @@ func ExplainApp(s State, app string) Explanation {
 	if h := a.Hold; h != nil {
 		x.row("hold", h.Rule, "held by %s: %s; lifted by: %s", h.Rule, h.Text, h.Lift)
 	}
+	if w.s.Soft.Isolated && a.Hold == nil {
+		x.row("hold", "S5", "held by S5: the appliance itself is cut off: %s: it observes only", w.s.Soft.IsolatedWhy)
+	}
 	if g := a.Grant; g != nil {
 		x.row("grant", g.Epoch, "epoch %d belongs to %s (%s)%s", g.Epoch, g.Node, g.Way, bootText(g))
 	}
@@ -115,6 +118,10 @@ func (w *work) explainChannels(x *Explanation, a *AppState) {
 	f := w.watched(a)
 	for _, k := range sortedKeys(f.Checks) {
 		c := f.Checks[k]
+		if m, ok := monitorOf(a, c.Monitor); !ok || w.now.Sub(c.At) > 3*m.Every.D()+m.Timeout.D() {
+			x.row("channel", k, "%s: no sample for %s", k, w.now.Sub(c.At).Round(time.Second))
+			continue
+		}
 		if c.OK {
 			x.row("channel", k, "%s: good, %d in a row", k, c.Good)
 			continue

@@ -245,7 +245,10 @@ func TestFailoverFromFirstStartToTheNextNode(t *testing.T) {
 	if err := r.Submit(t.Context(), haengine.AgentReport{Node: g.Node, BootID: g.BootID, App: "orders", Epoch: g.Epoch, State: haengine.ResourceFailed, Exhausted: true, Why: "exit status 1"}); err != nil {
 		t.Fatal(err)
 	}
-	until(t, r, "moved", func(s haengine.State) bool { x := s.Durable.Apps["orders"].Grant; return x != nil && x.Epoch == g.Epoch+1 })
+	until(t, r, "moved", func(s haengine.State) bool {
+		x := s.Durable.Apps["orders"].Grant
+		return x != nil && x.Epoch == g.Epoch+1
+	})
 	l, err := r.Heartbeat(t.Context(), haengine.Heartbeat{Node: g.Node, BootID: g.BootID, App: "orders", Epoch: g.Epoch})
 	if err != nil || l.Granted || l.Reason.Rule != "stale-epoch" {
 		t.Errorf("the old node's heartbeat: %+v, %v", l, err)

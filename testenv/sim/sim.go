@@ -34,6 +34,8 @@ type Config struct {
 	Quiet  time.Duration // time to recover at most; default 400 s
 	Only   []string      // kinds of faults to draw from; empty: all
 	Rules  haengine.Rules
+
+	audit func(before haengine.State, now haengine.Stamp, e haengine.Event, after haengine.State, actions []haengine.Action)
 }
 
 func (c Config) withDefaults() Config {
@@ -190,6 +192,9 @@ func (s *Sim) submit(e haengine.Event) {
 	}
 	before := s.machine.State()
 	actions, err := s.machine.Apply(context.Background(), s.stamp(), e)
+	if s.cfg.audit != nil && err == nil {
+		s.cfg.audit(before, s.stamp(), e, s.machine.State(), actions)
+	}
 	s.stepped(before, e, actions, err)
 }
 

@@ -292,6 +292,9 @@ func (w *world) heard(n *node, h haengine.Heartbeat, sent time.Duration, gen int
 	}
 	before := s.machine.State()
 	lease, actions, err := s.machine.Heartbeat(s.ctx(), s.stamp(), h)
+	if s.cfg.audit != nil && err == nil {
+		s.cfg.audit(before, s.stamp(), h, s.machine.State(), actions)
+	}
 	life := s.life
 	if lease.Granted && s.machine != nil {
 		s.checkLease(s.machine.State(), h)
