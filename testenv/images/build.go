@@ -354,19 +354,23 @@ func lock(ctx context.Context, file string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the image cache: %w", err)
 	}
-	locked := make(chan error, 1)
-	go func() { locked <- unix.Flock(int(f.Fd()), unix.LOCK_EX) }()
+	var flock error // read after locked is closed
+	locked := make(chan struct{})
+	go func() {
+		flock = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		close(locked)
+	}()
 	select {
-	case err := <-locked:
-		if err != nil {
+	case <-locked:
+		if flock != nil {
 			f.Close()
-			return nil, fmt.Errorf("lock the image cache: %w", err)
+			return nil, fmt.Errorf("lock the image cache: %w", flock)
 		}
 		return func() { f.Close() }, nil
 	case <-ctx.Done():
 		// The goroutine ends with the lock, which it lets go by closing.
 		go func() {
-			_ = <-locked // whether it was got or not, closing lets go
+			<-locked
 			f.Close()
 		}()
 		return nil, ctx.Err()
