@@ -168,13 +168,20 @@ func (w *work) retire(a *AppState, orderly bool, then NodePhase, reason string) 
 		return
 	}
 	switch {
-	case !effects:
+	case !effects: // nothing to prove; what was ordered to prepare it is cleaned up
 		w.withdraw(func(o Action) bool { p, is := o.(PowerOff); return is && p.Node == n.Spec.Name })
 		n.Turn++
-		w.freeNode(n, then, reason)
+		n.Then = then
+		w.returnNode(n, reason)
 	case !orderly:
 		w.fenceNode(n, then, reason)
 	}
+}
+
+// returnNode has the traces of a node's last use removed.
+func (w *work) returnNode(n *NodeState, reason string) {
+	w.nodePhase(n, NodeReturning, reason)
+	w.order(ReturnNode{Order: Order{App: n.Owner, Node: n.Spec.Name, Epoch: n.Epoch}, Turn: n.Turn}, w.failoverOf(n.Owner))
 }
 
 // freeNode gives a node back to its pool, or puts it aside.

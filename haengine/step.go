@@ -321,8 +321,7 @@ func (w *work) advanceNode(name string) {
 	case NodeFencing:
 		if n.OffProof != nil {
 			n = w.nodes.edit(name)
-			w.nodePhase(n, NodeReturning, n.Reason)
-			w.order(ReturnNode{Order: Order{App: n.Owner, Node: name, Epoch: n.Epoch}, Turn: n.Turn}, w.failoverOf(n.Owner))
+			w.returnNode(n, n.Reason)
 			return
 		}
 		if n.Removing && !w.needed(name) {
