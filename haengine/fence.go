@@ -28,6 +28,11 @@ func (w *work) prove(a *AppState, g *Grant) bool {
 	if w.lately(a, x) {
 		return false
 	}
+	// A later boot of the node joined for a later grant: this one's boot is over.
+	if n := w.nodes.get(g.Node); n != nil && n.BootID != "" && g.BootID != "" && n.BootID != g.BootID && g.Way.NeedsVolume() {
+		w.proof(a, g, Evidence{Kind: EvidenceIdentity, Text: fmt.Sprintf("%s has joined as boot %s since", g.Node, n.BootID)})
+		return true
+	}
 	revoked := a.Revoked > g.Epoch
 	if x.Orderly && x.Released && revoked {
 		w.proof(a, g, Evidence{Kind: EvidenceRelease, Text: fmt.Sprintf("%s released epoch %d in order, its volumes are revoked", g.Node, g.Epoch)})
