@@ -113,7 +113,7 @@ func (d *demo) run(ctx context.Context) (*demoResult, error) {
 	}
 	events, stop := context.WithCancel(ctx)
 	var followed errgroup.Group
-	defer func() { stop(); followed.Wait() }() //nolint:errcheck // never an error
+	defer func() { stop(); followed.Wait() }() // never an error
 	followed.Go(func() error { d.site.Events(events, d.event); return nil })
 
 	first, err := d.apply(ctx)

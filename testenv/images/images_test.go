@@ -245,7 +245,7 @@ func TestSweepUnmountsBeforeItRemoves(t *testing.T) {
 	if out, err := exec.Command("mount", "--bind", precious, inside).CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v: %s", err, out)
 	}
-	t.Cleanup(func() { exec.Command("umount", "-q", inside).Run() }) //nolint:errcheck // only if the test failed
+	t.Cleanup(func() { exec.Command("umount", "-q", inside).Run() }) // only if the test failed
 	if err := b.sweep("orders"); err != nil {
 		t.Fatal(err)
 	}

@@ -180,7 +180,7 @@ func askGuest(ctx context.Context, addr, line string) (string, error) {
 	}
 	defer conn.Close()
 	at, _ := ctx.Deadline()
-	conn.SetDeadline(at) //nolint:errcheck // a dead connection shows at the next call
+	conn.SetDeadline(at) // a dead connection shows at the next call
 	if _, err := fmt.Fprintf(conn, "%s\n", line); err != nil {
 		return "", err
 	}

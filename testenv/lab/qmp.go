@@ -60,7 +60,7 @@ func (q *qmp) deadline(ctx context.Context) {
 	if !ok {
 		at = time.Now().Add(5 * time.Second)
 	}
-	q.conn.SetDeadline(at) //nolint:errcheck // a closed connection shows at the next read
+	q.conn.SetDeadline(at) // a closed connection shows at the next read
 }
 
 func (q *qmp) read() (qmpMessage, error) {
