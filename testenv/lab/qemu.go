@@ -270,33 +270,49 @@ func (m *machine) monitor(ctx context.Context, talk func(*qmp) error) error {
 	}
 }
 
-// killLeftovers ends every QEMU of a directory that no daemon owns any more. A
-// pid file alone kills nothing: the process's command line must be that node's.
+// killLeftovers ends every QEMU of a directory that no daemon owns any more.
+// They are found by their command lines: QEMU writes its pid file some time
+// after its start, and a pid file alone proves nothing.
 func killLeftovers(ctx context.Context, dir string) error {
-	files, err := filepath.Glob(filepath.Join(dir, "*", "qemu.pid"))
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, file := range files {
-		node := filepath.Base(filepath.Dir(file))
-		b, err := os.ReadFile(file)
+	for _, file := range procs {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
 		if err != nil {
-			errs = append(errs, err)
 			continue
 		}
-		pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-		if err == nil && pid > 1 && isQEMUOf(pid, node, filepath.Dir(file)) {
-			p, err := describe(pid)
-			if err == nil {
+		if node, ok := qemuBelow(pid, dir); ok && isQEMUOf(pid, node, filepath.Join(dir, node)) {
+			if p, err := describe(pid); err == nil {
 				errs = append(errs, p.Kill(ctx))
 			}
 		}
+	}
+	stale, err := filepath.Glob(filepath.Join(dir, "*", "qemu.pid"))
+	errs = append(errs, err)
+	for _, file := range stale {
 		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// qemuBelow gives the node whose pid file a process's command line names, if
+// that file is below dir.
+func qemuBelow(pid int, dir string) (node string, ok bool) {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+	if err != nil {
+		return "", false
+	}
+	for _, w := range strings.Split(string(b), "\x00") {
+		if filepath.Base(w) == "qemu.pid" && filepath.Dir(filepath.Dir(w)) == dir {
+			return filepath.Base(filepath.Dir(w)), true
+		}
+	}
+	return "", false
 }
 
 // isQEMUOf says whether pid is the QEMU of that node in that directory.
