@@ -4,9 +4,13 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"hotspare"
 )
+
+// releaseDeadline is how long an orderly release may take before it is fenced.
+const releaseDeadline = time.Minute
 
 // ready says whether nothing of an earlier grant can run or write any more:
 // each has a proof that was not contradicted, and the target confirmed that no
@@ -115,11 +119,8 @@ func (w *work) proveNode(node string, e Evidence, accepted func(a *AppState, g *
 // soon as the epoch is durable, and the power fence of every node concerned.
 func (w *work) fence(a *AppState) {
 	name := a.Spec.Name
-	for i := range a.Old {
-		x := a.Old[i].Exclusion
-		if x.Orderly && !x.Released && x.Proof == nil {
-			return // its storage is not cut from under it
-		}
+	if !w.released(a) {
+		return // its storage is not cut from under it
 	}
 	if a.Revoked < a.Epoch && !w.has(func(o Action) bool { r, is := o.(Revoke); return is && r.App == name && r.Below == a.Epoch }) {
 		w.withdraw(func(o Action) bool { r, is := o.(Revoke); return is && r.App == name })
@@ -131,10 +132,60 @@ func (w *work) fence(a *AppState) {
 		if n == nil || g.Exclusion.Proof != nil {
 			continue
 		}
-		if n.Phase == NodeFencing || n.Phase == NodeReserved && n.Owner == name {
+		switch {
+		case n.Phase == NodeFencing, n.Phase == NodeReserved && n.Owner == name:
 			w.powerOff(n)
+		case n.Phase == NodeIdle && accepts(a.Spec.Policy, EvidencePower):
+			w.suspectNode(g.Node, fmt.Sprintf("%s epoch %d was on it and is not excluded", name, g.Epoch))
 		}
 	}
+}
+
+// released says whether no orderly release is awaited any more: the agent
+// attested it, or it took too long, or the node is gone. The node left is fenced.
+func (w *work) released(a *AppState) bool {
+	open := false
+	for i := range a.Old {
+		g := &a.Old[i]
+		x := g.Exclusion
+		if !x.Orderly {
+			continue
+		}
+		n := w.node(g.Node)
+		gone := x.Proof != nil || n.Power == PowerIsOff && n.PowerAt.At > x.Since.At ||
+			w.now.At.Sub(max(n.Heard.At, x.Since.At, w.s.Soft.RestartedAt)) >= heartbeatTimeout(a)
+		switch {
+		case x.Released:
+		case gone || w.now.Sub(x.Since) >= releaseDeadline:
+			x.Orderly, x.Since = false, w.now
+			w.withdraw(func(o Action) bool { r, is := o.(Release); return is && r.App == a.Spec.Name })
+		default:
+			open = true
+			continue
+		}
+		if n := w.nodes.edit(g.Node); n != nil && n.Phase == NodeOwned && n.Owner == a.Spec.Name && n.Epoch == g.Epoch {
+			w.fenceNode(n, "", "left by "+a.Spec.Name)
+		}
+	}
+	return !open
+}
+
+// silent says whether the boots of earlier grants have been silent for long
+// enough to tell a proof from a BMC's lie: a heartbeat that is due would have
+// come. It costs nothing but for a node that fell just now.
+func (w *work) silent(a *AppState) bool {
+	wait := heartbeatTimeout(a) / 2
+	for i := range a.Old {
+		g := &a.Old[i]
+		n := w.node(g.Node)
+		if g.BootID == "" || g.Exclusion.Proof.Kind == EvidenceIdentity {
+			continue
+		}
+		if w.now.At.Sub(w.s.Soft.RestartedAt) < wait || n.HeardBoot == g.BootID && w.now.Sub(n.Heard) < wait {
+			return false
+		}
+	}
+	return true
 }
 
 // fenceNode takes a node from its application: it is to be off, then returned.

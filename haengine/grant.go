@@ -108,9 +108,12 @@ func (w *work) grant(a *AppState, node string, cause CauseKind) {
 			f.Marks.Decided = w.now
 		}
 	}
-	if orderly {
+	switch {
+	case orderly:
 		w.release(a)
-	} else {
+	case slices.ContainsFunc(a.Old, func(g Grant) bool { return g.Exclusion.Orderly && !g.Exclusion.Released && g.Exclusion.Proof == nil }):
+		w.enter(a, PhaseReleasing, "epoch %d goes to %s", a.Epoch, node)
+	default:
 		w.enter(a, PhaseFencing, "epoch %d goes to %s", a.Epoch, node)
 		w.fence(a)
 	}
@@ -168,7 +171,7 @@ func (w *work) retire(a *AppState, orderly bool, then NodePhase, reason string) 
 		return
 	}
 	switch {
-	case !effects: // nothing to prove; what was ordered to prepare it is cleaned up
+	case !effects && !w.needed(g.Node): // nothing to prove; what was ordered to prepare it is cleaned up
 		w.withdraw(func(o Action) bool { p, is := o.(PowerOff); return is && p.Node == n.Spec.Name })
 		n.Turn++
 		n.Then = then

@@ -24,7 +24,7 @@ func leaseAllowed(a *AppState, node, bootID, app string, epoch Epoch) (bool, Rea
 		return true, Reason{}
 	}
 	for i := range a.Old {
-		if g := &a.Old[i]; match(g) && a.Phase == PhaseReleasing && g.Exclusion.Orderly && !g.Exclusion.Released {
+		if g := &a.Old[i]; match(g) && g.Exclusion.Orderly && !g.Exclusion.Released && g.Exclusion.Proof == nil {
 			return true, Reason{}
 		}
 	}

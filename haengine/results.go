@@ -48,7 +48,7 @@ func (w *work) done(e Done) {
 			w.say(a, h.Node, "powered on")
 		}
 	case Release:
-		w.released(h)
+		w.attested(h)
 	case ProbeAddress:
 		if ours && e.Address != nil {
 			f := w.soft(a)
@@ -130,8 +130,8 @@ func accepts(p Policy, k EvidenceKind) bool {
 	return false
 }
 
-// released takes the agent's word that it ended a grant in order.
-func (w *work) released(h Order) {
+// attested takes the agent's word that it ended a grant in order.
+func (w *work) attested(h Order) {
 	a := w.apps.edit(h.App)
 	if a == nil {
 		return

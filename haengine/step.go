@@ -12,10 +12,9 @@ import (
 // over a node's. Other files weigh (detect, place, hold, fence) and keep books.
 
 const (
-	releaseDeadline = time.Minute      // an orderly release that takes longer is fenced
-	settleOff       = 5 * time.Second  // after a confirmed power-on, off means that the node went off again
-	bootReadEvery   = 10 * time.Second // a booting node's BMC is read this often
-	probeEvery      = 3 * time.Second  // an address that answers is asked again
+	settleOff     = 5 * time.Second  // after a confirmed power-on, off means that the node went off again
+	bootReadEvery = 10 * time.Second // a booting node's BMC is read this often
+	probeEvery    = 3 * time.Second  // an address that answers is asked again
 )
 
 // apply takes one event.
@@ -212,6 +211,9 @@ func (w *work) advanceStarting(a *AppState) {
 	case w.s.Soft.Isolated || w.frozen(a.Spec.Name, g.Node) != nil && !w.r.freezeIgnored:
 		return
 	}
+	if !w.silent(a) {
+		return
+	}
 	w.enter(a, PhaseOnlining, "claimed for boot %s", g.BootID)
 	p := a.Spec.Policy
 	g.Claimed, g.ClaimedAt, g.Lease, g.Bound = true, w.now, p.Lease, p.DropBound+p.Margin
@@ -270,33 +272,12 @@ func (w *work) advanceDown(a *AppState) {
 	}
 }
 
-// advanceReleasing waits for the agent's word, then revokes.
+// advanceReleasing waits for the agent's word, then for the evidence.
 func (w *work) advanceReleasing(a *AppState) {
-	for i := range a.Old {
-		g := &a.Old[i]
-		x := g.Exclusion
-		if x == nil || !x.Orderly {
-			continue
-		}
-		n := w.node(g.Node)
-		gone := x.Proof != nil || n.Power == PowerIsOff && n.PowerAt.At > x.Since.At ||
-			w.now.At.Sub(max(n.Heard.At, x.Since.At, w.s.Soft.RestartedAt)) >= heartbeatTimeout(a)
-		switch {
-		case x.Released:
-		case gone || w.now.Sub(x.Since) >= releaseDeadline:
-			x.Orderly, x.Since = false, w.now
-			w.withdraw(func(o Action) bool { r, is := o.(Release); return is && r.App == a.Spec.Name })
-		default:
-			return
-		}
+	if w.released(a) {
+		w.enter(a, PhaseFencing, "")
+		w.fence(a)
 	}
-	for i := range a.Old {
-		if n := w.nodes.edit(a.Old[i].Node); n != nil && n.Phase == NodeOwned && n.Owner == a.Spec.Name && n.Epoch == a.Old[i].Epoch {
-			w.fenceNode(n, "", "left by "+a.Spec.Name)
-		}
-	}
-	w.enter(a, PhaseFencing, "")
-	w.fence(a)
 }
 
 // running ends a failover: the application's own check passed.

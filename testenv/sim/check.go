@@ -10,6 +10,7 @@ import (
 
 // check holds the world against the promises after every event.
 func (s *Sim) check() {
+	s.w.unheard()
 	for _, a := range s.w.apps {
 		s.checkOneRunner(a)
 	}
@@ -162,7 +163,10 @@ func (s *Sim) checkEvidence(st haengine.State, c haengine.Claim) {
 // checkLease is S2: no lease is renewed for a grant that is over.
 func (s *Sim) checkLease(st haengine.State, h haengine.Heartbeat) {
 	a := st.Durable.Apps[h.App]
-	if a == nil || a.Phase == haengine.PhaseReleasing || a.Grant != nil && a.Grant.Epoch == h.Epoch && a.Grant.Node == h.Node {
+	orderly := a != nil && slices.ContainsFunc(a.Old, func(g haengine.Grant) bool {
+		return g.Epoch == h.Epoch && g.Exclusion.Orderly && !g.Exclusion.Released
+	})
+	if a == nil || orderly || a.Grant != nil && a.Grant.Epoch == h.Epoch && a.Grant.Node == h.Node {
 		return
 	}
 	s.violate("S2", "%s gets a lease for %s epoch %d, which is over", h.Node, h.App, h.Epoch)

@@ -163,12 +163,19 @@ func (w *world) powerOff(n *node, done haengine.Done, answer func(haengine.Event
 	})
 }
 
-// lied marks applications about whose old node a BMC lied while nobody could
-// hear that node: no engine can see through that, so S1 is not held against it.
+// lied notes that a BMC's lie about a running node was believed.
 func (w *world) lied(n *node) {
 	w.s.counts["lying bmc believed"]++
-	if i := n.inst; i != nil && (!w.reaches(n) || n.noHB) {
-		w.app(i.key.app).lied = true
+	n.believed = true
+}
+
+// unheard marks applications whose old node a BMC lied about while nobody could
+// hear that node: no engine can see through that, so S1 is not held against it.
+func (w *world) unheard() {
+	for _, n := range w.nodes {
+		if i := n.inst; n.believed && n.powered && i != nil && w.s.up() && (!w.reaches(n) || n.noHB) {
+			w.app(i.key.app).lied = true
+		}
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 
 var (
 	seed  = flag.Uint64("sim.seed", 0, "run this seed alone and print its trace")
-	seeds = flag.Int("sim.seeds", 1200, "number of seeds of TestManySeeds")
+	seeds = flag.Int("sim.seeds", 2000, "number of seeds of TestManySeeds")
 	from  = flag.Uint64("sim.from", 1, "first seed of TestManySeeds")
 )
 

@@ -53,14 +53,15 @@ type node struct {
 	lostPower bool          // its feed is cut
 	onAt      time.Duration // when the last power-on takes effect at the latest
 
-	gen    int // raised at every power change and reboot: ends what was scheduled
-	boots  int
-	boot   string // boot id
-	mode   string // "", booting, discovery, parked, running
-	token  grantKey
-	seen   haengine.Epoch // highest epoch that the agent saw in this boot
-	inst   *instance
-	missed bool // it was cut off since it was last heard
+	gen      int // raised at every power change and reboot: ends what was scheduled
+	boots    int
+	boot     string // boot id
+	mode     string // "", booting, discovery, parked, running
+	token    grantKey
+	seen     haengine.Epoch // highest epoch that the agent saw in this boot
+	inst     *instance
+	believed bool // its BMC lied that it is off, and was believed
+	missed   bool // it was cut off since it was last heard
 }
 
 // instance is an application on a node.
@@ -187,7 +188,7 @@ func (w *world) setPower(n *node, on bool) {
 	if on && n.lostPower || n.powered == on {
 		return
 	}
-	n.powered = on
+	n.powered, n.believed = on, false
 	n.gen++
 	n.mode, n.inst, n.frozen, n.seen, n.boot = "", nil, false, 0, ""
 	if on {
@@ -198,6 +199,7 @@ func (w *world) setPower(n *node, on bool) {
 // reboot is what an agent does after a drop.
 func (w *world) reboot(n *node) {
 	n.gen++
+	n.believed = false
 	n.mode, n.inst, n.seen, n.boot = "", nil, 0, ""
 	w.boot(n)
 }
