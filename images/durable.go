@@ -25,7 +25,7 @@ func writeDurably(path string, b []byte) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			os.Remove(f.Name())
+			_ = os.Remove(f.Name())
 		}
 	}()
 	if _, err = f.Write(b); err == nil {
@@ -91,7 +91,7 @@ func (w *blobWriter) Write(p []byte) (int, error) {
 func (w *blobWriter) abort() {
 	if w.f != nil {
 		w.f.Close()
-		os.Remove(w.f.Name())
+		_ = os.Remove(w.f.Name())
 		w.f = nil
 	}
 }

@@ -78,7 +78,7 @@ func (f *ext4FS) readDir(n *inode) ([]dirent, error) {
 	var all []dirent
 	b := make([]byte, f.block)
 	for off := int64(0); off < n.size; off += f.block {
-		if _, err := file.ReadAt(b, off); err != nil && err != io.EOF {
+		if _, err := file.ReadAt(b, off); err != nil && !errors.Is(err, io.EOF) {
 			return nil, fmt.Errorf("inode %d: %w", n.number, err)
 		}
 		if all, err = parseDirBlock(b, all); err != nil {
@@ -210,7 +210,7 @@ func (f *ext4FS) readAll(n *inode, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	b := make([]byte, n.size)
-	if _, err := file.ReadAt(b, 0); err != nil && err != io.EOF {
+	if _, err := file.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("inode %d: %w", n.number, err)
 	}
 	return b, nil

@@ -41,7 +41,7 @@ func (r *Repository) Import(ctx context.Context, req ImportRequest) (Image, erro
 // named puts the file's name before the place that an error names.
 func named(err error, path string) error {
 	var e *hotspare.Error
-	if !errors.As(err, &e) || e.Where == path || e.Code == hotspare.CodeInvalid || e != err {
+	if !errors.As(err, &e) || e.Where == path || e.Code == hotspare.CodeInvalid || error(e) != err { //nolint:errorlint // only an error that is not wrapped yet
 		return err
 	}
 	out := *e

@@ -191,7 +191,7 @@ func identify(r io.ReaderAt, s slot) fsID {
 	}
 	uuid := func(off int64) string {
 		var b [16]byte
-		r.ReadAt(b[:], s.off+off) // the magic number behind it was read: it is there
+		_, _ = r.ReadAt(b[:], s.off+off) // the magic number behind it was read: it is there
 		return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 	}
 	switch {

@@ -2,6 +2,7 @@ package images
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/bits"
@@ -64,7 +65,7 @@ func parseQCOW2Header(r io.ReaderAt, fileSize, maxDisk int64) (qcow2Header, erro
 	var h qcow2Header
 	b := make([]byte, qcow2HeaderV3+8)
 	n, err := r.ReadAt(b, 0)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return h, fmt.Errorf("images: read the qcow2 header: %w", err)
 	}
 	if n < 4 || string(b[:4]) != qcow2Magic {

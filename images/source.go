@@ -248,8 +248,8 @@ func (s *qcow2Source) ReadAt(p []byte, off int64) (int, error) {
 		want := min(len(p)-n, int(s.cluster-at%s.cluster))
 		m, err := s.img.ReadAt(p[n:n+want], at)
 		n += m
-		if m == 0 || err != nil && err != io.EOF {
-			if err == nil || err == io.EOF {
+		if m == 0 || err != nil && !errors.Is(err, io.EOF) {
+			if err == nil || errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return n, &hotspare.Error{Code: hotspare.CodeImageTruncated, What: "the qcow2 image cannot be read to its end",

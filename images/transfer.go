@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -64,7 +65,7 @@ func transfer(ctx context.Context, src source, dst io.WriterAt) (sum string, wri
 }
 
 func readShort(err error, off, size int64) error {
-	if err == nil || err == io.EOF {
+	if err == nil || errors.Is(err, io.EOF) {
 		return truncated("the disk", off, size-off, off)
 	}
 	return fmt.Errorf("images: read the disk at byte %d: %w", off, err)

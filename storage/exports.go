@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"hotspare"
 )
@@ -108,7 +109,7 @@ func OpenExports(path string, opts Options) (*Exports, error) {
 		return nil, err
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, &hotspare.Error{Code: hotspare.CodeStoreLocked, What: "the table of exports is in use", Where: path,
 			Why: "another process has it open", Fix: "stop the other hotspare process", Err: err}
 	}

@@ -75,7 +75,7 @@ func removeTorn(dir, key string) {
 		return // only for a malformed pattern
 	}
 	for _, name := range torn {
-		os.Remove(name) // a leftover wastes space only
+		_ = os.Remove(name) // a leftover wastes space only
 	}
 }
 
@@ -120,7 +120,7 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 		}
 		return func() { f.Close() }, nil
 	case <-ctx.Done():
-		go func() { <-locked; f.Close() }()
+		go func() { _ = <-locked; _ = f.Close() }()
 		return nil, ctx.Err()
 	}
 }
@@ -141,7 +141,7 @@ func replace(path string, data []byte) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			os.Remove(f.Name())
+			_ = os.Remove(f.Name())
 		}
 	}()
 	if _, err = f.Write(data); err == nil {

@@ -3,6 +3,7 @@ package cow
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -119,7 +120,7 @@ func readAll(fsys FileSystem, name string) ([]byte, error) {
 		return nil, err
 	}
 	b := make([]byte, n)
-	if got, err := f.ReadAt(b, 0); err != nil && !(err == io.EOF && int64(got) == n) {
+	if got, err := f.ReadAt(b, 0); err != nil && !(errors.Is(err, io.EOF) && int64(got) == n) {
 		return nil, err
 	}
 	return b, nil

@@ -67,7 +67,6 @@ var (
 	attentionReserved   = sense{key: keyAttention, asc: 0x2a, ascq: 0x03} // reservations preempted
 	attentionReleased   = sense{key: keyAttention, asc: 0x2a, ascq: 0x04}
 	attentionModeChange = sense{key: keyAttention, asc: 0x2a, ascq: 0x01}
-	attentionCapacity   = sense{key: keyAttention, asc: 0x2a, ascq: 0x09}
 )
 
 const senseSize = 18

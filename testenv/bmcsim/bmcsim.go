@@ -162,7 +162,7 @@ func (b *BMC) bindIPMI(guid [16]byte) error {
 	}
 	state, err := newState(b.opts, guid, suites, b.chassis)
 	if err != nil {
-		sock.Close()
+		_ = sock.Close()
 		return err
 	}
 	b.state, b.conn = state, newConn(sock, b.chassis)

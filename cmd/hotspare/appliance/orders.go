@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -225,7 +226,7 @@ func alone(st haengine.State, docs []manifest.Document, d *manifest.Document) er
 
 // located adds the document's place to a validation error.
 func located(err error, d *manifest.Document) error {
-	if e, ok := err.(*hotspare.Error); ok {
+	if e, ok := errors.AsType[*hotspare.Error](err); ok {
 		x := *e
 		x.Where = d.Source + ": " + e.Where
 		return &x

@@ -113,7 +113,7 @@ func checkName(n string) error {
 		return fmt.Errorf("%.40q has %d bytes, 1 to 223 are allowed", n, len(n))
 	}
 	if !strings.HasPrefix(n, "iqn.") && !strings.HasPrefix(n, "eui.") && !strings.HasPrefix(n, "naa.") {
-		return fmt.Errorf("%.40q does not begin with iqn., eui. or naa.", n)
+		return fmt.Errorf("%.40q begins with none of iqn., eui., naa. as a name must", n)
 	}
 	for i := range len(n) {
 		c := n[i]
