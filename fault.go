@@ -43,6 +43,25 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
+// Card gives the error as an operator reads it at a terminal: code and what in
+// the first line, then where, why, fix and cause in a line each.
+func (e *Error) Card() string {
+	var b strings.Builder
+	b.WriteString(string(e.Code) + ": " + e.What + "\n")
+	line := func(name, text string) {
+		if text != "" {
+			b.WriteString("  " + name + strings.Repeat(" ", 6-len(name)) + text + "\n")
+		}
+	}
+	line("where", e.Where)
+	line("why", e.Why)
+	line("fix", e.Fix)
+	if e.Err != nil {
+		line("cause", e.Err.Error())
+	}
+	return b.String()
+}
+
 // Unwrap gives the private cause.
 func (e *Error) Unwrap() error { return e.Err }
 

@@ -67,6 +67,15 @@ func TestErrorsTellWhatWhereWhyAndFix(t *testing.T) {
 	if err.Error() != want {
 		t.Fatalf("got  %s\nwant %s", err, want)
 	}
+	card := `IMG-003: the qcow2 image names a backing file
+  where orders.qcow2: header byte 8
+  why   it would read files of this host
+  fix   flatten it with qemu-img convert
+  cause unexpected EOF
+`
+	if e.Card() != card {
+		t.Fatalf("got\n%swant\n%s", e.Card(), card)
+	}
 	if hotspare.CodeOf(err) != hotspare.CodeImageBacking || !errors.Is(err, io.ErrUnexpectedEOF) ||
 		!errors.Is(err, &hotspare.Error{Code: hotspare.CodeImageBacking}) || errors.Is(err, &hotspare.Error{Code: hotspare.CodeDiskFull}) {
 		t.Fatal("code or cause is lost")

@@ -50,15 +50,7 @@ func report(err error) {
 		fmt.Fprintf(os.Stderr, "hotspare-lab: %v\n", err)
 		return
 	}
-	fmt.Fprintf(os.Stderr, "hotspare-lab: %s: %s\n", e.Code, e.What)
-	for _, l := range [][2]string{{"where", e.Where}, {"why", e.Why}, {"fix", e.Fix}} {
-		if l[1] != "" {
-			fmt.Fprintf(os.Stderr, "  %-6s%s\n", l[0], l[1])
-		}
-	}
-	if e.Err != nil {
-		fmt.Fprintf(os.Stderr, "  %-6s%v\n", "cause", e.Err)
-	}
+	fmt.Fprint(os.Stderr, "hotspare-lab: ", e.Card())
 	if err.Error() != e.Error() {
 		fmt.Fprintf(os.Stderr, "  %-6s%v\n", "all", err)
 	}

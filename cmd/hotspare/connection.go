@@ -1,8 +1,11 @@
 package main
 
 import (
+	"net/url"
 	"os"
 	"strings"
+
+	"github.com/spf13/cobra"
 
 	"hotspare"
 	"hotspare/ui/api/client"
@@ -11,6 +14,30 @@ import (
 // connection holds the flags that say where the appliance is.
 type connection struct {
 	socket, server, tokenFile string
+}
+
+// with opens a client for fn.
+func (c *connection) with(fn func(*client.Client) error) error {
+	cl, err := c.open()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	return fn(cl)
+}
+
+// named resolves a kind's name and gives the API's path of that kind, or of one
+// resource of it.
+func (c *connection) named(cmd *cobra.Command, args []string, fn func(cl *client.Client, kind, path string) error) error {
+	kind, err := kindOf(cmd, args[0])
+	if err != nil {
+		return err
+	}
+	path := "/api/v1/" + kind
+	if len(args) == 2 {
+		path += "/" + url.PathEscape(args[1])
+	}
+	return c.with(func(cl *client.Client) error { return fn(cl, kind, path) })
 }
 
 func (c *connection) open() (*client.Client, error) {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"strings"
 
@@ -12,6 +11,7 @@ import (
 
 	"hotspare"
 	"hotspare/ui/api"
+	"hotspare/ui/api/client"
 )
 
 // kinds maps every name that an operator may use to the API's path.
@@ -89,27 +89,16 @@ func getCommand(c *connection) *cobra.Command {
 		Short: "List nodes, pools, images, volumes, apps or failovers",
 		Args:  wants(1, 2, "a kind and, if wanted, a name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			kind, err := kindOf(cmd, args[0])
-			if err != nil {
-				return err
-			}
-			cl, err := c.open()
-			if err != nil {
-				return err
-			}
-			defer cl.Close()
-			path := "/api/v1/" + kind
-			var raw json.RawMessage
-			if len(args) == 2 {
-				path += "/" + url.PathEscape(args[1])
-			}
-			if err := cl.Get(cmd.Context(), path, &raw); err != nil {
-				return err
-			}
-			if len(args) == 2 && (format == "" || format == "wide" || format == "name") {
-				raw = append(append([]byte{'['}, raw...), ']')
-			}
-			return listing(cmd.OutOrStdout(), kind, format, raw)
+			return c.named(cmd, args, func(cl *client.Client, kind, path string) error {
+				var raw json.RawMessage
+				if err := cl.Get(cmd.Context(), path, &raw); err != nil {
+					return err
+				}
+				if len(args) == 2 && (format == "" || format == "wide" || format == "name") {
+					raw = append(append([]byte{'['}, raw...), ']')
+				}
+				return listing(cmd.OutOrStdout(), kind, format, raw)
+			})
 		},
 	}
 	outputFlag(cmd, &format)
@@ -122,20 +111,13 @@ func describeCommand(c *connection) *cobra.Command {
 		Short: "Show everything about one resource",
 		Args:  wants(2, 2, "a kind and a name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			kind, err := kindOf(cmd, args[0])
-			if err != nil {
-				return err
-			}
-			cl, err := c.open()
-			if err != nil {
-				return err
-			}
-			defer cl.Close()
-			var v json.RawMessage
-			if err := cl.Get(cmd.Context(), "/api/v1/"+kind+"/"+url.PathEscape(args[1]), &v); err != nil {
-				return err
-			}
-			return encode(cmd.OutOrStdout(), "yaml", v)
+			return c.named(cmd, args, func(cl *client.Client, _, path string) error {
+				var v json.RawMessage
+				if err := cl.Get(cmd.Context(), path, &v); err != nil {
+					return err
+				}
+				return encode(cmd.OutOrStdout(), "yaml", v)
+			})
 		},
 	}
 }
@@ -146,16 +128,7 @@ func deleteCommand(c *connection) *cobra.Command {
 		Short: "Delete a node, pool, application or image (name:version)",
 		Args:  wants(2, 2, "a kind and a name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			kind, err := kindOf(cmd, args[0])
-			if err != nil {
-				return err
-			}
-			cl, err := c.open()
-			if err != nil {
-				return err
-			}
-			defer cl.Close()
-			return cl.Delete(cmd.Context(), "/api/v1/"+kind+"/"+url.PathEscape(args[1]))
+			return c.named(cmd, args, func(cl *client.Client, _, path string) error { return cl.Delete(cmd.Context(), path) })
 		},
 	}
 }
