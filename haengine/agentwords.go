@@ -11,6 +11,9 @@ func (w *work) heartbeat(e Heartbeat) {
 	}
 	n := w.seen(e.Node)
 	n.Heard, n.HeardBoot = w.now, e.BootID
+	if p := w.nodes.get(e.Node).Phase; p == NodeIdle || p == NodeQuarantined {
+		n.Power = PowerUnknown // who speaks is not off, whatever was read
+	}
 	for _, k := range w.apps.keys() {
 		a := w.apps.get(k)
 		for i := range a.Old {

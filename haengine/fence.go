@@ -178,8 +178,8 @@ func (w *work) silent(a *AppState) bool {
 	for i := range a.Old {
 		g := &a.Old[i]
 		n := w.node(g.Node)
-		if g.BootID == "" || g.Exclusion.Proof.Kind == EvidenceIdentity {
-			continue
+		if k := g.Exclusion.Proof.Kind; g.BootID == "" || k != EvidencePower && k != EvidencePerson {
+			continue // only a node that is off has to be silent
 		}
 		if w.now.At.Sub(w.s.Soft.RestartedAt) < wait || n.HeardBoot == g.BootID && w.now.Sub(n.Heard) < wait {
 			return false
