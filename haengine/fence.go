@@ -175,6 +175,9 @@ func (w *work) released(a *AppState) bool {
 // come. It costs nothing but for a node that fell just now.
 func (w *work) silent(a *AppState) bool {
 	wait := heartbeatTimeout(a) / 2
+	if w.r.proofsStay || w.r.silenceIgnored {
+		return true
+	}
 	for i := range a.Old {
 		g := &a.Old[i]
 		n := w.node(g.Node)

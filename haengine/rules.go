@@ -3,13 +3,14 @@ package haengine
 // Rules is the engine with all its safety rules on. Its zero value is the only
 // one that a product uses; Sabotage makes others for tests.
 type Rules struct {
-	timeoutIsOff  bool // a power fence that timed out counts as off
-	epochIgnored  bool // a lease is renewed whatever the epoch
-	leaseIgnored  bool // storage evidence does not wait for the drop bound
-	oneChannel    bool // a single failed channel establishes a failure
-	proofsStay    bool // a contradicted proof stays valid
-	freezeIgnored bool // effects go on in a frozen scope
-	ownerIgnored  bool // a node may carry two applications
+	timeoutIsOff   bool // a power fence that timed out counts as off
+	epochIgnored   bool // a lease is renewed whatever the epoch
+	leaseIgnored   bool // storage evidence does not wait for the drop bound
+	oneChannel     bool // a single failed channel establishes a failure
+	proofsStay     bool // a proof is believed whatever speaks against it
+	silenceIgnored bool // a claim does not wait for the old boot's silence
+	freezeIgnored  bool // effects go on in a frozen scope
+	ownerIgnored   bool // a node may carry two applications
 }
 
 // Bug names a rule that a test switches off to see that the checks notice.
@@ -17,13 +18,14 @@ type Bug string
 
 // The planted bugs.
 const (
-	BugTimeoutIsOff  Bug = "timeout counts as off"
-	BugEpochIgnored  Bug = "epoch not checked"
-	BugLeaseIgnored  Bug = "lease bound not awaited"
-	BugOneChannel    Bug = "single channel suffices"
-	BugProofsStay    Bug = "contradicted proof stays"
-	BugFreezeIgnored Bug = "freeze ignored"
-	BugOwnerIgnored  Bug = "owner not checked"
+	BugTimeoutIsOff   Bug = "timeout counts as off"
+	BugEpochIgnored   Bug = "epoch not checked"
+	BugLeaseIgnored   Bug = "lease bound not awaited"
+	BugOneChannel     Bug = "single channel suffices"
+	BugProofsStay     Bug = "contradicted proof stays"
+	BugSilenceIgnored Bug = "silence not awaited"
+	BugFreezeIgnored  Bug = "freeze ignored"
+	BugOwnerIgnored   Bug = "owner not checked"
 )
 
 // Sabotage gives rules with one switched off. It wants a test to stand there.
@@ -45,6 +47,8 @@ func Sabotage(tb interface {
 		r.oneChannel = true
 	case BugProofsStay:
 		r.proofsStay = true
+	case BugSilenceIgnored:
+		r.silenceIgnored = true
 	case BugFreezeIgnored:
 		r.freezeIgnored = true
 	case BugOwnerIgnored:

@@ -139,6 +139,7 @@ func TestPlantedBugs(t *testing.T) {
 		{haengine.BugLeaseIgnored, "S1", []string{"path cut, bmc dead", "link cut, bmc dead", "service hang, bmc dead"}},
 		{haengine.BugOneChannel, "S7", nil},
 		{haengine.BugProofsStay, "S1", []string{"bmc lies, answers lost, service hangs, probe path broken"}},
+		{haengine.BugSilenceIgnored, "S1", []string{"bmc lies, answers lost, service hangs, probe path broken"}},
 		{haengine.BugFreezeIgnored, "S9", nil},
 		{haengine.BugOwnerIgnored, "S12", nil},
 	} {
