@@ -35,8 +35,10 @@ import (
 	"hotspare/storage/cow"
 )
 
-// stopBound is how long each part may take to stop.
-const stopBound = 5 * time.Second
+// stopBound is how long each part may take to stop. All of them together must
+// stay well below an agent's lease, or a restart of the appliance would end what
+// the nodes run.
+const stopBound = 1500 * time.Millisecond
 
 // Options of an Appliance. Config must have passed Validate.
 type Options struct {

@@ -66,8 +66,12 @@ func (l *lifecycle) run(name string, fn func(context.Context) error) {
 	})
 }
 
+// errSlow ends the wait for a part that does not stop in time.
+var errSlow = errors.New("the part did not stop in time")
+
 // stop takes everything down, last first, within bound for each part. It may be
-// called once.
+// called once. A part that hangs is left behind with a warning: the agents'
+// leases run while the appliance is down.
 func (l *lifecycle) stop(bound time.Duration) error {
 	l.mu.Lock()
 	stops := l.stops
@@ -75,12 +79,19 @@ func (l *lifecycle) stop(bound time.Duration) error {
 	l.mu.Unlock()
 	var errs []error
 	for i := len(stops) - 1; i >= 0; i-- {
-		ctx, cancel := context.WithTimeoutCause(context.Background(), bound, fmt.Errorf("did not stop within %s", bound))
-		if err := stops[i].fn(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("stop %s: %w", stops[i].name, err))
-		}
+		ctx, cancel := context.WithTimeoutCause(context.Background(), bound, errSlow)
+		err := stops[i].fn(ctx)
 		cancel()
-		l.log.Debug("stopped", "part", stops[i].name)
+		switch {
+		case errors.Is(err, errSlow), errors.Is(err, context.DeadlineExceeded):
+			// It hangs on something outside, such as a dead BMC. Nothing is lost
+			// by leaving it: what it orders is journalled and ordered again.
+			l.log.Warn("a part was left behind", "part", stops[i].name, "after", bound)
+		case err != nil:
+			errs = append(errs, fmt.Errorf("stop %s: %w", stops[i].name, err))
+		default:
+			l.log.Debug("stopped", "part", stops[i].name)
+		}
 	}
 	return errors.Join(errs...)
 }
