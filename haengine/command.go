@@ -95,7 +95,7 @@ func (w *work) confirmed(e ConfirmOff) {
 		a := w.apps.get(k)
 		if e.Node != "" && live(a) && a.Grant.Node == e.Node && w.now.Sub(w.node(e.Node).Heard) >= heartbeatTimeout(a) {
 			w.soft(a).Conclusive = proof.Text
-			a = w.apps.edit(k)
+			w.apps.edit(k)
 			w.advanceApp(k) // it may become an earlier grant now
 		}
 	}

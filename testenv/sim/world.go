@@ -88,7 +88,6 @@ type app struct {
 	upAt    time.Duration   // last moment at which the truth served
 	moves   []time.Duration // when it was failed over for a failure
 	lied    bool            // a proof about it rests on a BMC's lie that nobody could hear contradicted
-	removed bool
 }
 
 func (w *world) init(s *Sim) {
