@@ -80,14 +80,14 @@ type instance struct {
 
 // app is an application's storage and its truth.
 type app struct {
-	spec    haengine.Application
-	floor   haengine.Epoch // durable in the target: lower epochs cannot write
-	grants  map[haengine.Epoch]string
-	probe   bool // the appliance's probe path is broken
-	claims  haengine.Epoch
-	upAt    time.Duration   // last moment at which the truth served
-	moves   []time.Duration // when it was failed over for a failure
-	lied    bool            // a proof about it rests on a BMC's lie that nobody could hear contradicted
+	spec   haengine.Application
+	floor  haengine.Epoch // durable in the target: lower epochs cannot write
+	grants map[haengine.Epoch]string
+	probe  bool // the appliance's probe path is broken
+	claims haengine.Epoch
+	upAt   time.Duration   // last moment at which the truth served
+	moves  []time.Duration // when it was failed over for a failure
+	lied   bool            // a proof about it rests on a BMC's lie that nobody could hear contradicted
 }
 
 func (w *world) init(s *Sim) {
