@@ -149,6 +149,7 @@ func (w *work) released(a *AppState) bool {
 		g := &a.Old[i]
 		x := g.Exclusion
 		if !x.Orderly {
+			w.leave(a, g)
 			continue
 		}
 		n := w.node(g.Node)
@@ -163,11 +164,17 @@ func (w *work) released(a *AppState) bool {
 			open = true
 			continue
 		}
-		if n := w.nodes.edit(g.Node); n != nil && n.Phase == NodeOwned && n.Owner == a.Spec.Name && n.Epoch == g.Epoch {
-			w.fenceNode(n, "", "left by "+a.Spec.Name)
-		}
+		w.leave(a, g)
 	}
 	return !open
+}
+
+// leave takes the node of an earlier grant from the application, if that was not
+// done when the grant ended because a release was awaited.
+func (w *work) leave(a *AppState, g *Grant) {
+	if n := w.nodes.get(g.Node); n != nil && n.Phase == NodeOwned && n.Owner == a.Spec.Name && n.Epoch == g.Epoch {
+		w.fenceNode(w.nodes.edit(g.Node), "", "left by "+a.Spec.Name)
+	}
 }
 
 // silent says whether the boots of earlier grants have been silent for long
