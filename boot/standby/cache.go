@@ -120,7 +120,7 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 		}
 		return func() { f.Close() }, nil
 	case <-ctx.Done():
-		go func() { _ = <-locked; _ = f.Close() }()
+		go func() { _ = errors.Join(<-locked, f.Close()) }() // nobody waits for it any more
 		return nil, ctx.Err()
 	}
 }
