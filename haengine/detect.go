@@ -90,9 +90,9 @@ func (w *work) judge(a *AppState) verdict {
 			see(k, c.Why, false, c.At)
 		}
 	}
-	if f.Failing != "" {
+	for _, k := range sortedKeys(f.Failing) {
 		v.suspect, channels[string(FromNode)] = true, true
-		see("agent", f.Failing, false, w.now)
+		see("agent", f.Failing[k], false, w.now)
 	}
 	silent, timeout := w.silence(a, f), heartbeatTimeout(a)
 	if silent >= timeout/2 {
@@ -172,7 +172,7 @@ func (w *work) healthy(a *AppState) bool {
 		return false
 	}
 	f := w.watched(a)
-	if f.Heartbeat.IsZero() || w.now.Sub(f.Heartbeat) >= heartbeatTimeout(a) || f.Conclusive != "" || f.Failing != "" {
+	if f.Heartbeat.IsZero() || w.now.Sub(f.Heartbeat) >= heartbeatTimeout(a) || f.Conclusive != "" || len(f.Failing) > 0 {
 		return false
 	}
 	for _, from := range []Vantage{FromAppliance, FromNode} {
@@ -191,7 +191,12 @@ func (w *work) healthy(a *AppState) bool {
 			return true
 		}
 	}
-	return f.Online
+	// Without a check of its own it runs when the claim ended: by then the agent
+	// has the whole group online.
+	return !w.has(func(o Action) bool {
+		c, is := o.(Claim)
+		return is && c.App == a.Spec.Name && c.Epoch == a.Grant.Epoch
+	})
 }
 
 // suspect keeps the soft state of suspicion and has a suspected node's BMC read,

@@ -42,6 +42,10 @@ func (w *work) prove(a *AppState, g *Grant) bool {
 		w.proof(a, g, Evidence{Kind: EvidenceRelease, Text: fmt.Sprintf("%s released epoch %d in order, its volumes are revoked", g.Node, g.Epoch)})
 		return true
 	}
+	if revoked && !g.Booted { // its node was never powered on for it
+		w.proof(a, g, Evidence{Kind: EvidenceStorage, Text: fmt.Sprintf("volumes of epoch %d revoked; no boot was ever ordered for it", g.Epoch)})
+		return true
+	}
 	if !revoked || !w.storageOpen(a, g) {
 		return false
 	}
@@ -256,13 +260,27 @@ func (w *work) stuck(a *AppState) (why, fix string) {
 			return fmt.Sprintf("%s still shows life after it was proven to be gone: %s", who, lastVoid(x)), confirm
 		}
 	}
-	if len(a.Old) == 0 && a.Revoked < a.Epoch && w.now.Sub(a.Since) >= p.FenceDeadline.D() && a.Phase != PhaseBlocked {
-		return "the storage has not confirmed the revocation", "see the storage's errors; it goes on by itself"
+	const unrevoked = "the storage has not confirmed the revocation"
+	if a.Revoked < a.Epoch && !strings.HasPrefix(a.Reason, unrevoked) && (a.Phase == PhaseBlocked || w.now.Sub(a.Since) >= p.FenceDeadline.D()) {
+		return unrevoked + w.lastTry(a, Revoke{}.Kind()), "see the storage's errors; it goes on by itself"
 	}
 	if a.Phase == PhaseBlocked && a.Resume == PhaseFencing {
 		return a.Reason, a.Fix // stays until it is ready
 	}
 	return "", ""
+}
+
+// lastTry gives what the open try of an action of the failover ended with last,
+// as the end of a sentence.
+func (w *work) lastTry(a *AppState, kind string) string {
+	if f := w.failovers.get(a.Failover); f != nil {
+		for i := len(f.Steps) - 1; i >= 0; i-- {
+			if s := f.Steps[i]; s.Kind == kind && s.Ended.IsZero() && s.Text != "" {
+				return ": " + s.Text
+			}
+		}
+	}
+	return ""
 }
 
 func lastVoid(x *Exclusion) string {

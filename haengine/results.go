@@ -241,11 +241,17 @@ func (w *work) notOff(o PowerOff, e Failed) {
 			}
 		}
 	}
-	if n.Phase != NodeReserved || e.Transient && p.Tries < 3 {
+	if e.Transient && p.Tries < 3 {
 		return
 	}
-	if a := w.apps.edit(n.Owner); a != nil && a.Grant != nil && a.Grant.Node == o.Node && !a.Grant.Attached {
-		w.attemptFailed(a, "it cannot be proven off before its boot: "+e.Why, true)
+	a := w.apps.get(n.Owner)
+	if a == nil || a.Grant == nil || a.Grant.Node != o.Node {
+		return
+	}
+	chosen := n.Phase == NodeReserved && !a.Grant.Attached
+	attaching := n.Phase == NodeOwned && !a.Grant.Prepared && !a.Grant.Booted
+	if chosen || attaching {
+		w.attemptFailed(w.apps.edit(n.Owner), "it cannot be proven off before its boot: "+e.Why, true)
 	}
 }
 

@@ -259,8 +259,7 @@ type AppSoft struct {
 	LastGood    Stamp             `json:"lastGood"`
 	Suspected   Stamp             `json:"suspected"` // first sign of the current suspicion, or zero
 	Heartbeat   Stamp             `json:"heartbeat"` // of the current grant
-	Online      bool              `json:"online"`    // the agent reported the whole group online
-	Failing     string            `json:"failing"`   // the agent's own report, not conclusive
+	Failing     map[string]string `json:"failing"`   // by resource, "" for the whole group: what the agent says of it; not conclusive
 	Conclusive  string            `json:"conclusive"`
 	SessionOpen bool              `json:"sessionOpen"`
 	SessionEnd  Stamp             `json:"sessionEnd"`

@@ -340,17 +340,18 @@ func (w *work) reported(e AgentReport) {
 	}
 	switch e.State {
 	case ResourceOnline:
-		if e.Resource == "" {
-			f.Online, f.Failing = true, ""
+		if delete(f.Failing, e.Resource); e.Resource == "" {
+			f.Failing = nil
 		}
 		return
 	case ResourceFailed:
-		f.Failing = what + " failed: " + e.Why
+		if f.Failing == nil {
+			f.Failing = map[string]string{}
+		}
+		f.Failing[e.Resource] = what + " failed: " + e.Why
 		if e.Exhausted {
 			f.Conclusive = what + " failed and its local restarts are spent: " + e.Why
 		}
-	case ResourceOffline:
-		f.Online = false
 	}
 	w.say(a, e.Node, "agent: %s %s: %s", what, e.State, e.Why)
 }

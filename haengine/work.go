@@ -162,7 +162,7 @@ func cloneFailover(f Failover) Failover {
 }
 
 func cloneAppSoft(a AppSoft) AppSoft {
-	a.Checks = maps.Clone(a.Checks)
+	a.Checks, a.Failing = maps.Clone(a.Checks), maps.Clone(a.Failing)
 	return a
 }
 
