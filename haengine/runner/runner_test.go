@@ -324,6 +324,9 @@ func TestJournalFailureStopsEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.mu.Lock()
+	p.r = r // a boot may come before the journal breaks
+	p.mu.Unlock()
 	end := make(chan error, 1)
 	go func() { end <- r.Run(t.Context()) }()
 	declare(t, r)
