@@ -1,6 +1,10 @@
 package haengine
 
-import "fmt"
+import (
+	"fmt"
+
+	"hotspare"
+)
 
 // heartbeat takes the agent's voice. It renews the lease of a grant that is
 // allowed to go on, and contradicts proofs that its node is off or has dropped
@@ -32,8 +36,15 @@ func (w *work) heartbeat(e Heartbeat) {
 	}
 	a := w.apps.get(e.App)
 	if a != nil && e.Epoch > a.Epoch {
-		w.floor(EpochFloor{App: e.App, Epoch: e.Epoch})
-		return
+		if e.Epoch-a.Epoch <= MaxLag && e.Epoch <= MaxEpoch {
+			w.floor(EpochFloor{App: e.App, Epoch: e.Epoch})
+			return
+		}
+		w.notify("node/"+e.Node+"/epoch", Notice{
+			App: e.App, Node: e.Node, Code: hotspare.CodeJoinRefused,
+			Text: fmt.Sprintf("%s says that it runs %s under epoch %d, which was never granted (the last is %d)", e.Node, e.App, e.Epoch, a.Epoch),
+			Fix:  "its lease is refused; find out what runs on it",
+		})
 	}
 	if a := w.current(e.App, e.Node, e.BootID, e.Epoch); a != nil {
 		w.soft(a).Heartbeat = w.now
@@ -97,6 +108,11 @@ func (w *work) joined(e Joined) {
 			s := w.seen(e.Node)
 			s.Heard, s.Discovered, s.SeenAt, s.Power = w.now, "", Stamp{}, PowerIsOn
 			s.PowerAt = w.now
+			// Whether the address is free is asked anew: the answer from before the boot
+			// is too old to claim by.
+			f := w.soft(a)
+			f.Address, f.AddressAt = AddressProbe{}, Stamp{}
+			w.withdraw(func(o Action) bool { p, is := o.(ProbeAddress); return is && p.App == k })
 			w.mark(a, func(m *Marks) *Stamp { return &m.Joined })
 			w.say(a, e.Node, "joined as boot %s", e.BootID)
 			w.touch(k)

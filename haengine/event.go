@@ -41,7 +41,9 @@ func (e PowerEvidence) Proven() bool {
 
 // Revocation is the target's word that no epoch below Below can write any more:
 // epoch durable, sessions closed, writes in flight landed or aborted, log-ins
-// refused.
+// refused. Sessions counts those of data volumes that were open until then: a
+// node that was released in order has none (a root stays in use until the node
+// is off, and is not counted).
 type Revocation struct {
 	Below    Epoch     `json:"below"`
 	Sessions int       `json:"sessions"`

@@ -297,6 +297,7 @@ func (w *work) remove(a *AppState) bool {
 	w.say(a, "", "removed")
 	w.apps.del(name)
 	w.softApps.del(name)
+	w.forgetLeases(name, 0)
 	return true
 }
 

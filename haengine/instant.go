@@ -30,6 +30,16 @@ func (s Stamp) Sub(o Stamp) time.Duration { return s.At.Sub(o.At) }
 // Epoch is the number of a grant, per application, counted from 1.
 type Epoch uint64
 
+const (
+	// MaxEpoch is the highest epoch that anybody is believed to hold; grants above
+	// it would come near the end of the numbers, and an epoch never wraps.
+	MaxEpoch Epoch = 1 << 62
+	// MaxLag is how far a heartbeat's epoch may be ahead of the state: more grants
+	// than were made since any backup that is worth restoring. The storage knows
+	// every epoch that may write, so a higher one needs its word (EpochFloor).
+	MaxLag Epoch = 1 << 16
+)
+
 // Turn numbers the uses of one node, counted from 1: it is raised whenever the
 // node is given to an application or taken away. Epochs count per application
 // and cannot order the commands to a machine that serves several in turn; the

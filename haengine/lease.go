@@ -2,6 +2,9 @@ package haengine
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -57,15 +60,28 @@ func leaseKey(app string, e Epoch) string { return fmt.Sprintf("%s@%d", app, e) 
 
 // acked notes that a heartbeat was answered with a lease.
 func (w *work) acked(app string, e Epoch) {
+	w.leases()[leaseKey(app, e)] = w.now.At
+}
+
+// leases gives the table of answered heartbeats for changing.
+func (w *work) leases() map[string]Instant {
 	f := &w.s.Soft
 	if !w.ownLeases {
 		m := make(map[string]Instant, len(f.Leases)+1)
-		for k, v := range f.Leases {
-			m[k] = v
-		}
+		maps.Copy(m, f.Leases)
 		f.Leases, w.ownLeases = m, true
 	}
-	f.Leases[leaseKey(app, e)] = w.now.At
+	return f.Leases
+}
+
+// forgetLeases drops the leases of an application's grants that nothing waits
+// for any more, all but the one under keep.
+func (w *work) forgetLeases(app string, keep Epoch) {
+	for _, k := range slices.Collect(maps.Keys(w.s.Soft.Leases)) {
+		if strings.HasPrefix(k, app+"@") && k != leaseKey(app, keep) {
+			delete(w.leases(), k)
+		}
+	}
 }
 
 // leaseOver gives the moment from which the holder of an earlier grant has

@@ -149,7 +149,30 @@ func (w *work) heldBack(a Action) bool {
 	if _, is := a.(Claim); is && !w.proven(w.apps.get(h.App)) {
 		return true // a proof was contradicted before the claim arrived
 	}
-	return w.frozen(h.App, h.Node) != nil && !w.r.freezeIgnored
+	if w.r.freezeIgnored {
+		return false
+	}
+	if _, is := a.(Revoke); is && w.poolFrozen(w.apps.get(h.App)) {
+		return true
+	}
+	return w.frozen(h.App, h.Node) != nil
+}
+
+// poolFrozen says whether the pool of a node that an application left is frozen:
+// a revocation names no node, and is felt there. Of a node that is unknown every
+// pool of the application counts.
+func (w *work) poolFrozen(a *AppState) bool {
+	if a == nil {
+		return false
+	}
+	frozen := func(pool string) bool { return w.freezes.get(Scope{Pool: pool}.String()) != nil }
+	for i := range a.Old {
+		n := w.nodes.get(a.Old[i].Node)
+		if n == nil && slices.ContainsFunc(a.Spec.Pools, frozen) || n != nil && frozen(n.Spec.Pool) {
+			return true
+		}
+	}
+	return false
 }
 
 // frozen gives the freeze that covers an application or a node, or nil.

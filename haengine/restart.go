@@ -1,6 +1,10 @@
 package haengine
 
-import "maps"
+import (
+	"maps"
+
+	"hotspare"
+)
 
 // restarted begins a run of the appliance: the monotonic clock is new. Every
 // lease counts as renewed now, deadlines begin anew, unfinished actions are
@@ -39,7 +43,11 @@ func (w *work) restarted() {
 			w.endPending(id)
 			continue
 		}
-		p.Waiting, p.NotBefore, p.Tries, p.Ordered = true, w.now.At, 0, w.rebase(p.Ordered)
+		tried := 0
+		if p.Action.Kind() == (Revoke{}).Kind() {
+			tried = min(p.Tries, 1) // that it was tried before stays known: unclean
+		}
+		p.Waiting, p.NotBefore, p.Tries, p.Ordered = true, w.now.At, tried, w.rebase(p.Ordered)
 	}
 	w.say(nil, "", "the appliance started")
 	for _, k := range w.nodes.keys() {
@@ -110,6 +118,14 @@ func rebaseGrant(g *Grant, now Stamp) {
 func (w *work) floor(e EpochFloor) {
 	a := w.apps.get(e.App)
 	if a == nil || e.Epoch <= a.Epoch {
+		return
+	}
+	if e.Epoch > MaxEpoch {
+		w.notify("app/"+e.App+"/epoch", Notice{
+			App: e.App, Code: hotspare.CodeCorrupt,
+			Text: e.App + ": the storage tells of epoch " + itoa(e.Epoch) + ", which cannot be: it is not believed",
+			Fix:  "check the storage of " + e.App,
+		})
 		return
 	}
 	a = w.apps.edit(e.App)

@@ -37,6 +37,7 @@ func (w *work) done(e Done) {
 			a = w.apps.edit(h.App)
 			a.Revoked, a.RevokedAt = max(a.Revoked, o.Below), w.now
 			w.say(a, "", "volumes revoked below epoch %d: %d sessions closed, %d writes drained", o.Below, e.Revocation.Sessions, e.Revocation.Drained)
+			w.unclean(a, p.Tries, e.Revocation.Sessions)
 		}
 	case Attach:
 		if ours {
@@ -252,6 +253,27 @@ func (w *work) notOff(o PowerOff, e Failed) {
 	attaching := n.Phase == NodeOwned && !a.Grant.Prepared && !a.Grant.Booted
 	if chosen || attaching {
 		w.attemptFailed(w.apps.edit(n.Owner), "it cannot be proven off before its boot: "+e.Why, true)
+	}
+}
+
+// unclean takes the trust from attested releases whose log-out the target did
+// not see (SAFETY S2.6): the revocation had to close sessions of data volumes,
+// or it was tried before and nobody knows what that try closed. The node is
+// being fenced; other evidence is to come.
+func (w *work) unclean(a *AppState, tries, sessions int) {
+	if sessions == 0 && tries <= 1 || w.r.releaseTrusted {
+		return
+	}
+	why := fmt.Sprintf("%d sessions of its data volumes were still open", sessions)
+	if sessions == 0 {
+		why = "the revocation was tried twice, its log-out cannot be told"
+	}
+	for i := range a.Old {
+		g := &a.Old[i]
+		if x := g.Exclusion; x.Orderly && x.Released && x.Proof == nil {
+			x.Orderly, x.Since = false, w.now
+			w.say(a, g.Node, "the release of epoch %d does not count: %s", g.Epoch, why)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ type Rules struct {
 	silenceIgnored bool // a claim does not wait for the old boot's silence
 	freezeIgnored  bool // effects go on in a frozen scope
 	ownerIgnored   bool // a node may carry two applications
+	releaseTrusted bool // an attested release counts whatever the target saw
 }
 
 // Bug names a rule that a test switches off to see that the checks notice.
@@ -26,6 +27,7 @@ const (
 	BugSilenceIgnored Bug = "silence not awaited"
 	BugFreezeIgnored  Bug = "freeze ignored"
 	BugOwnerIgnored   Bug = "owner not checked"
+	BugReleaseTrusted Bug = "log-out not checked"
 )
 
 // Sabotage gives rules with one switched off. It wants a test to stand there.
@@ -53,6 +55,8 @@ func Sabotage(tb interface {
 		r.freezeIgnored = true
 	case BugOwnerIgnored:
 		r.ownerIgnored = true
+	case BugReleaseTrusted:
+		r.releaseTrusted = true
 	default:
 		panic("no such bug: " + string(b))
 	}

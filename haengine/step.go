@@ -291,6 +291,7 @@ func (w *work) running(a *AppState, o Outcome) {
 		}
 	}
 	a.Old, a.Attempts, a.Waiting, a.Asked = nil, 0, false, nil
+	w.forgetLeases(a.Spec.Name, a.Grant.Epoch)
 	w.closeFailover(a, o)
 	w.resolve("app/"+a.Spec.Name+"/", a.Spec.Name+" runs on "+a.Grant.Node)
 }
