@@ -1,7 +1,6 @@
 package appliance
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,6 +72,19 @@ func (b *bmcs) retire(q *queue) {
 	}
 }
 
+// keep ends the queues of nodes that are gone: a new node of the same name counts
+// its turns anew.
+func (b *bmcs) keep(known func(node string) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for name, q := range b.queues {
+		if !known(name) {
+			go b.retire(q)
+			delete(b.queues, name)
+		}
+	}
+}
+
 // close ends all queues.
 func (b *bmcs) close(ctx context.Context) error {
 	b.mu.Lock()
@@ -85,14 +97,10 @@ func (b *bmcs) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// nobody owns the BMC of a node that carries no application.
-const nobody = "hotspare"
-
-// right is the name in which commands about a node are given: nodes have one
-// owner at a time, and the engine's epochs for a node only rise within it.
-func right(app string, epoch haengine.Epoch) bmc.Right {
-	return bmc.Right{Owner: app, Epoch: uint64(epoch)}
-}
+// right is the name in which commands about a node are given. The engine counts
+// a node's turns: every power action and every return has a higher one than what
+// it supersedes. Epochs would not do, for they count per application.
+func right(turn haengine.Turn) bmc.Right { return bmc.Right{Owner: "engine", Epoch: uint64(turn)} }
 
 // ReadPower asks the node's BMC.
 func (b *bmcs) ReadPower(ctx context.Context, node string) (haengine.PowerState, error) {
@@ -113,7 +121,7 @@ func (b *bmcs) PowerOff(ctx context.Context, p haengine.PowerOff) (haengine.Powe
 	if err != nil {
 		return haengine.PowerEvidence{}, err
 	}
-	ev, err := bmc.Off(ctx, q, right(cmp.Or(p.App, nobody), p.Epoch), bmc.OffOptions{
+	ev, err := bmc.Off(ctx, q, right(p.Turn), bmc.OffOptions{
 		Interval: b.cfg.ReadGap.D(), Deadline: b.cfg.Deadline.D(), ExpectUUID: spec.UUID,
 	})
 	out := haengine.PowerEvidence{Reads: make([]haengine.PowerReading, 0, len(ev.Reads))}

@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,7 +64,7 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	if err != nil {
 		return err
 	}
-	res, err := bmc.On(ctx, q, right(o.App, o.Epoch), bmc.OnOptions{
+	res, err := bmc.On(ctx, q, right(o.Turn), bmc.OnOptions{
 		PXE: true, Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: spec.UUID,
 	})
 	if err != nil {
@@ -89,7 +88,7 @@ func (b *boots) Return(ctx context.Context, o haengine.ReturnNode) error {
 	if err != nil {
 		return err
 	}
-	r := right(cmp.Or(o.App, nobody), o.Epoch)
+	r := right(o.Turn)
 	if err := q.Raise(r); err != nil {
 		return err
 	}

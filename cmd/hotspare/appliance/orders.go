@@ -54,6 +54,15 @@ func (a *Appliance) Apply(ctx context.Context, file string, src []byte, by strin
 		if err := a.engine.Submit(ctx, e); err != nil {
 			return nil, err
 		}
+		if x, ok := e.(haengine.AppApplied); ok {
+			// An application of that name may have left volumes with higher
+			// epochs than a younger engine store knows.
+			if floor := a.volumes.floor(x.Application.Name); floor > 0 {
+				if err := a.engine.Submit(ctx, haengine.EpochFloor{App: x.Application.Name, Epoch: floor}); err != nil {
+					return nil, err
+				}
+			}
+		}
 	}
 	a.log.InfoContext(ctx, "resources applied", "documents", len(docs), "by", by)
 	return out, nil
@@ -262,7 +271,13 @@ func (a *Appliance) Delete(ctx context.Context, kind, name, by string) error {
 	default:
 		return notFound("kind", kind)
 	}
-	return a.engine.Command(ctx, e)
+	if err := a.engine.Command(ctx, e); err != nil {
+		return err
+	}
+	if kind == "node" {
+		a.bmcs.keep(func(node string) bool { return node != name })
+	}
+	return nil
 }
 
 // ImportImage takes a disk image of the appliance's file system.

@@ -10,8 +10,9 @@ import (
 	"hotspare/haengine/monitor"
 )
 
-// watching keeps the monitors in step with the grants: an application is looked
-// at from the moment in which its claim was ordered until its grant ends.
+// watching keeps the monitors in step with the grants (an application is looked
+// at from the moment in which its claim was ordered until its grant ends) and the
+// BMCs' queues in step with the nodes.
 func (a *Appliance) watching(ctx context.Context) error {
 	ms := monitor.New(haengine.FromAppliance, func(s haengine.Sample) {
 		if err := a.engine.Submit(ctx, s); err != nil && ctx.Err() == nil {
@@ -27,6 +28,7 @@ func (a *Appliance) watching(ctx context.Context) error {
 			return s != nil && s.Grant != nil && s.Grant.Claimed
 		}
 		ms.Keep(live)
+		a.bmcs.keep(func(node string) bool { return st.Durable.Nodes[node] != nil })
 		for name, s := range st.Durable.Apps {
 			if live(name) {
 				ms.Watch(s.Spec, s.Grant.Epoch)
