@@ -126,6 +126,7 @@ func (w *work) unquarantine(e Unquarantine) {
 		}
 	}
 	w.say(nil, e.Node, "released from quarantine by %s", e.By)
+	w.resolve("node/"+e.Node+"/quarantine", e.Node+" was released from quarantine by "+e.By)
 	w.news(e.Node + " was released")
 }
 

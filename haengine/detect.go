@@ -240,7 +240,7 @@ func (w *work) powerRead(node string, r PowerReading) {
 	}
 	n := w.seen(node)
 	if r.Err != "" {
-		n.BMCDead, n.Power = r.Err, PowerUnknown
+		n.BMCDead, n.Power = brief(r.Err), PowerUnknown
 		return
 	}
 	if n.BMCDead != "" {

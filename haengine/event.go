@@ -155,6 +155,15 @@ type (
 	// AddressAnswered tells that somebody answered on the service address.
 	AddressAnswered struct{ App, By string }
 
+	// Quarantine tells that a node is not to be trusted, e.g. because a join token
+	// of its was presented twice. It is put aside unless it runs an application:
+	// then the administrator is told and it is left alone.
+	Quarantine struct {
+		Node   string
+		Code   hotspare.Code // of the notice
+		Reason string
+	}
+
 	// SelfHealth tells whether the appliance itself is cut off (SAFETY S5).
 	SelfHealth struct {
 		Isolated bool
@@ -256,6 +265,7 @@ func (AgentReport) event()       {}
 func (Dropped) event()           {}
 func (StorageSession) event()    {}
 func (AddressAnswered) event()   {}
+func (Quarantine) event()        {}
 func (SelfHealth) event()        {}
 func (Done) event()              {}
 func (Failed) event()            {}

@@ -60,6 +60,7 @@ func nearest(cands []Candidate) string {
 
 // down says that an application is not running and why nothing is done.
 func (w *work) down(a *AppState, h *Hold, code hotspare.Code, reason, fix string) {
+	reason = brief(reason)
 	if a.Phase == PhaseDown && a.Reason == reason {
 		return
 	}
@@ -225,27 +226,6 @@ func (w *work) attemptFailed(a *AppState, why string, nodesFault bool) {
 	w.place(a, w.cause(a))
 }
 
-// mayQuarantine says whether one more node of the pool may be put aside without
-// a person: never more than a quarter of it, at least one.
-func (w *work) mayQuarantine(node string) bool {
-	pool, aside := 0, 0
-	me := w.nodes.get(node)
-	if me == nil {
-		return false
-	}
-	for _, k := range w.nodes.keys() {
-		n := w.nodes.get(k)
-		if n.Spec.Pool != me.Spec.Pool {
-			continue
-		}
-		pool++
-		if k != node && (n.Phase == NodeQuarantined || n.Then == NodeQuarantined) {
-			aside++
-		}
-	}
-	return aside < max(1, pool/4)
-}
-
 // remember notes that the application failed on a node.
 func (w *work) remember(a *AppState, node, why string) {
 	keep := a.Failures[:0:0]
@@ -254,7 +234,7 @@ func (w *work) remember(a *AppState, node, why string) {
 			keep = append(keep, f)
 		}
 	}
-	a.Failures = append(keep, Failure{Node: node, At: w.now, Why: why})
+	a.Failures = append(keep, Failure{Node: node, At: w.now, Why: brief(why)})
 }
 
 // remove ends an application that an operator deleted. It gives true when the

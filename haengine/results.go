@@ -232,7 +232,7 @@ func (w *work) notOff(o PowerOff, e Failed) {
 		w.say(nil, o.Node, "not proven off: %s", e.Why)
 	}
 	if !e.Transient {
-		w.seen(o.Node).BMCDead = e.Why
+		w.seen(o.Node).BMCDead = brief(e.Why)
 		for _, k := range w.apps.keys() {
 			a := w.apps.get(k)
 			for i := range a.Old {

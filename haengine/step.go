@@ -46,6 +46,8 @@ func (w *work) apply(e Event) {
 		w.session(e)
 	case AddressAnswered:
 		w.answered(e.App, e.By)
+	case Quarantine:
+		w.quarantine(e)
 	case SelfHealth:
 		w.selfHealth(e)
 	case Done:

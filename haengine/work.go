@@ -260,6 +260,7 @@ func (w *work) enter(a *AppState, p Phase, format string, args ...any) {
 // block stops an application where it is, visibly; it goes on by itself when
 // what it waits for comes.
 func (w *work) block(a *AppState, resume Phase, code hotspare.Code, reason, fix string) {
+	reason = brief(reason)
 	if a.Phase == PhaseBlocked && a.Resume == resume && a.Reason == reason {
 		return
 	}
@@ -270,6 +271,7 @@ func (w *work) block(a *AppState, resume Phase, code hotspare.Code, reason, fix 
 
 // nodePhase moves a node to a phase.
 func (w *work) nodePhase(n *NodeState, p NodePhase, reason string) {
+	reason = brief(reason)
 	n.Phase, n.Since, n.Reason = p, w.now, reason
 	text := string(p)
 	if reason != "" {
