@@ -225,7 +225,7 @@ func (a *Appliance) openLink(ctx context.Context) error {
 	a.link, err = server.New(server.Options{
 		Listener: ln, CA: ca, Tokens: a.agents, Handler: a.agents, Log: a.log.With("part", "link"),
 		Reused: func(ctx context.Context, r server.Reuse) {
-			a.log.ErrorContext(ctx, "a join token was presented twice: somebody can read boot traffic", "code", hotspare.CodeTokenReused, "claimed", r.Claimed, "from", r.Remote)
+			a.compromised(ctx, a.attempts.owner(r.TokenHash), "its join token was presented twice, the second time from "+r.Remote)
 		},
 	})
 	if err != nil {

@@ -237,6 +237,13 @@ func (a *attempts) redeem(hash [sha256.Size]byte, facts agentlink.Facts) (attemp
 	return attempt{}, refuseJoin("the token is not known", "it belongs to a start that was taken back, or to another appliance")
 }
 
+// owner gives the node that a join token was minted for, if that start is live.
+func (a *attempts) owner(hash [sha256.Size]byte) string {
+	h := hex.EncodeToString(hash[:])
+	x, _ := a.find(func(x attempt) bool { return x.JoinHash == h })
+	return x.Node
+}
+
 // admits checks that the machine is the one that was started.
 func (x attempt) admits(f agentlink.Facts, now time.Time) error {
 	if now.Sub(x.JoinFetched) > joinLife {

@@ -81,6 +81,9 @@ func TestAJoinTokenIsFetchedOnceAndUsedOnce(t *testing.T) {
 	if _, err := a.redeem(hashOf(t, secret), facts("boot-2")); hotspare.CodeOf(err) != hotspare.CodeTokenReused {
 		t.Fatalf("the second use after a restart: %v", err)
 	}
+	if node := a.owner(hashOf(t, secret)); node != "n1" {
+		t.Fatalf("the reused token belongs to %q", node)
+	}
 }
 
 func TestATokenServesItsOwnMachineOnly(t *testing.T) {

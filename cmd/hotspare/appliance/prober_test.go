@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 )
@@ -29,5 +30,33 @@ func TestAnAddressInUseNamesWhoAnswers(t *testing.T) {
 	}
 	if _, _, err := (prober{iface: "eth99"}).AddressSilent(t.Context(), "orders", netip.MustParsePrefix("10.77.0.61/24")); err == nil {
 		t.Fatal("no interface, and yet an answer")
+	}
+}
+
+// TestACutLinkIsSeen looks at the appliance's own link (SAFETY S5).
+func TestACutLinkIsSeen(t *testing.T) {
+	link := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("ip", append([]string{"link", "set"}, args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip link set %v: %v: %s", args, err, out)
+		}
+	}
+	if why := isolated("seg0"); why != "" {
+		t.Fatalf("a link that is up: %q", why)
+	}
+	link("seg1", "down") // the cable's other end
+	why := isolated("seg0")
+	link("seg1", "up")
+	if !strings.Contains(why, "no link") {
+		t.Fatalf("a cut cable: %q", why)
+	}
+	link("seg0", "down")
+	why = isolated("seg0")
+	link("seg0", "up")
+	if !strings.Contains(why, "is down") {
+		t.Fatalf("an interface that is down: %q", why)
+	}
+	if why := isolated("eth99"); !strings.Contains(why, "gone") {
+		t.Fatalf("no interface: %q", why)
 	}
 }

@@ -65,7 +65,7 @@ func (a *Appliance) serveBoot(ctx context.Context) error {
 		Site: site, Director: a.boots, Source: a.boots, Script: ipxe.Write, Loader: a.boots.loader, MACOf: a.macOf,
 		Recorder: a.recorder, Log: a.log.With("part", "http"),
 		Refetch: func(ctx context.Context, r httpboot.Refetch) {
-			a.log.ErrorContext(ctx, "a join archive was asked for twice", "node", r.Node, "epoch", r.Epoch, "mac", r.MAC, "from", r.Client)
+			a.compromised(ctx, r.Node, fmt.Sprintf("its join archive was asked for again by %s (%s)", r.Client, r.MAC))
 		},
 	})
 	if err != nil {

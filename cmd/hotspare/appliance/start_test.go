@@ -375,3 +375,33 @@ func TestAReleaseUnderWayKeepsItsDisk(t *testing.T) {
 		}
 	}
 }
+
+// TestANodeWhoseSecretLeakedIsPutAside: trust level L1.
+func TestANodeWhoseSecretLeakedIsPutAside(t *testing.T) {
+	c := config(t)
+	a := start(t, c)
+	defer stopAppliance(t, a)
+	cl := client.New(client.Options{Socket: c.Socket})
+	defer cl.Close()
+	if _, err := cl.Apply(t.Context(), "rack.yaml", []byte(rack), false); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	changes := a.engine.Subscribe(ctx)
+	a.compromised(ctx, "n1", "its join token was presented twice")
+	for {
+		n, ok := a.node("n1")
+		if ok && n.Phase == haengine.NodeQuarantined {
+			if !strings.Contains(n.Reason, "presented twice") {
+				t.Fatalf("reason: %q", n.Reason)
+			}
+			return
+		}
+		select {
+		case <-changes:
+		case <-ctx.Done():
+			t.Fatalf("n1 is %s", n.Phase)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"time"
 
+	"hotspare"
 	"hotspare/haengine"
 	"hotspare/haengine/monitor"
 )
@@ -97,6 +98,16 @@ func (a *Appliance) tell(ctx context.Context, e haengine.Event) {
 	if err := a.engine.Submit(ctx, e); err != nil && ctx.Err() == nil {
 		a.log.WarnContext(ctx, "event lost", "event", fmt.Sprintf("%T", e), "err", err)
 	}
+}
+
+// compromised tells the engine of a node whose join secret somebody else may have
+// (SAFETY, trust level L1). It must not block: a server's handler calls it.
+func (a *Appliance) compromised(ctx context.Context, node, why string) {
+	a.log.ErrorContext(ctx, "somebody can read boot traffic", "code", hotspare.CodeTokenReused, "node", node, "why", why)
+	if node == "" {
+		return // a token of a start that is long over
+	}
+	go a.tell(context.WithoutCancel(ctx), haengine.Quarantine{Node: node, Code: hotspare.CodeTokenReused, Reason: why})
 }
 
 // healthPoll is how often the appliance looks at its own link.
