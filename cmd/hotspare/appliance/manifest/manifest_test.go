@@ -4,12 +4,16 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"hotspare"
 	"hotspare/cmd/hotspare/appliance/manifest"
+	"hotspare/haengine"
 )
 
 func TestExamplesAreRead(t *testing.T) {
@@ -111,4 +115,65 @@ func FuzzParse(f *testing.F) {
 			t.Fatal("no documents and no error")
 		}
 	})
+}
+
+// TestEveryFieldIsDocumented holds docs/resources.md against the types that
+// documents are read into, and the defaults of policies against the code.
+func TestEveryFieldIsDocumented(t *testing.T) {
+	b, err := os.ReadFile("../../../../docs/resources.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := string(b)
+	fields := 0
+	var walk func(t reflect.Type) []string
+	walk = func(rt reflect.Type) []string {
+		for rt.Kind() == reflect.Slice || rt.Kind() == reflect.Pointer {
+			rt = rt.Elem()
+		}
+		if rt.Kind() != reflect.Struct || !strings.HasPrefix(rt.PkgPath(), "hotspare") {
+			return nil
+		}
+		var names []string
+		for i := range rt.NumField() {
+			name, _, _ := strings.Cut(rt.Field(i).Tag.Get("yaml"), ",")
+			if name != "" {
+				names = append(names, name)
+			}
+			names = append(names, walk(rt.Field(i).Type)...)
+		}
+		return names
+	}
+	for _, v := range []any{haengine.Pool{}, haengine.Node{}, haengine.Application{}} {
+		for _, name := range walk(reflect.TypeOf(v)) {
+			fields++
+			if !regexp.MustCompile("`([a-z]+[.])?" + name + "[`.]").MatchString(doc) {
+				t.Errorf("%T: field %s is not in docs/resources.md", v, name)
+			}
+		}
+	}
+	if fields < 60 {
+		t.Fatalf("only %d fields seen", fields)
+	}
+	p := haengine.Policy{}.WithDefaults()
+	for name, value := range map[string]string{
+		"lease": short(p.Lease), "dropBound": short(p.DropBound), "margin": short(p.Margin), "fenceDeadline": short(p.FenceDeadline),
+		"bootDeadline": short(p.BootDeadline), "onlineDeadline": short(p.OnlineDeadline), "retryAfter": short(p.RetryAfter),
+		"maxAttempts": strconv.Itoa(p.MaxAttempts), "previous": p.Previous,
+		"restarts`, `restartWindow":      strconv.Itoa(p.Restarts) + " in " + short(p.RestartWindow),
+		"maxFailovers`, `failoverWindow": strconv.Itoa(p.MaxFailovers) + " in " + short(p.FailoverWindow),
+	} {
+		if row := "| `" + name + "` | " + value + " |"; !strings.Contains(doc, row) {
+			t.Errorf("docs/resources.md lacks %q", row)
+		}
+	}
+}
+
+// short writes 5m0s as 5m.
+func short(d haengine.Duration) string {
+	s := strings.TrimSuffix(d.String(), "m0s")
+	if s != d.String() {
+		s += "m"
+	}
+	return strings.Replace(s, "h0m", "h", 1)
 }
