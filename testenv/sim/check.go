@@ -184,7 +184,7 @@ func (s *Sim) checkFreeze(st haengine.State, a haengine.Action) {
 	}
 	for _, f := range st.Durable.Freezes {
 		site := f.Scope == haengine.Scope{}
-		pool := f.Scope.Pool != "" && h.Node != ""
+		pool := f.Scope.Pool != "" && (h.Node != "" || a.Kind() == (haengine.Revoke{}).Kind()) // there is one pool
 		if site || pool || f.Scope.App != "" && f.Scope.App == h.App {
 			s.violate("S9", "%s of %s %s while the %s is frozen", a.Kind(), h.App, h.Node, f.Scope)
 		}

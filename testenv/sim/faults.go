@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"hotspare"
 	"hotspare/haengine"
 )
 
@@ -38,6 +39,12 @@ func faults() []fault {
 			if n := s.owner(); n.inst != nil && n.inst.up {
 				n.inst.up = false
 				s.w.report(n, n.inst, haengine.ResourceFailed, "exit status 1")
+			}
+			return nil
+		}},
+		{"service restarts in place", func(s *Sim) func() {
+			if n := s.owner(); n.inst != nil && n.inst.up && !n.inst.dropping {
+				s.w.restart(n, n.inst)
 			}
 			return nil
 		}},
@@ -221,6 +228,28 @@ func faults() []fault {
 			scope := []haengine.Scope{{}, {App: s.pickApp().spec.Name}, {Pool: "rack1"}}[s.rng.IntN(3)]
 			s.submit(haengine.FreezeSet{Scope: scope, By: "ann", Reason: "maintenance"})
 			return func() { s.submit(haengine.FreezeLifted{Scope: scope, By: "ann"}) }
+		}},
+		{"revocations fail", func(s *Sim) func() { s.w.noRevoke = true; return func() { s.w.noRevoke = false } }},
+		{"token presented twice", func(s *Sim) func() {
+			s.submit(haengine.Quarantine{Node: s.any().name, Code: hotspare.CodeTokenReused, Reason: "its join token was presented twice"})
+			return nil
+		}},
+		{"release without log-out, then silence, bmc dead, probe path broken", func(s *Sim) func() {
+			n := s.owner()
+			if n.inst == nil || !s.up() {
+				return nil
+			}
+			a := s.w.app(n.inst.key.app)
+			e := haengine.FailoverRequested{App: a.spec.Name, By: "bob"}
+			if haengine.Refuse(s.machine.State(), e) != nil {
+				return nil
+			}
+			n.badExit, n.bmcDead, a.probe = true, true, true
+			s.submit(e)
+			return func() {
+				n.badExit, n.bmcDead, n.noHB, a.probe = false, false, false, false
+				s.w.probeAt[a.spec.Name], s.w.hbAt[n.name] = s.now, s.now
+			}
 		}},
 		{"switchover", func(s *Sim) func() {
 			e := haengine.FailoverRequested{App: s.pickApp().spec.Name, By: "bob"}

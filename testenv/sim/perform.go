@@ -69,9 +69,13 @@ func (w *world) act(a haengine.Action, answer func(haengine.Event), fail func(st
 	case haengine.Boot:
 		w.powerOn(w.node(h.Node), grantKey{h.App, h.Epoch}, done, answer, fail)
 	case haengine.Revoke:
+		if w.noRevoke {
+			fail("no space left on device", hotspare.CodeDiskFull, false)
+			return
+		}
 		x := w.app(h.App)
 		x.floor = max(x.floor, a.Below)
-		done.Revocation = &haengine.Revocation{Below: a.Below}
+		done.Revocation = &haengine.Revocation{Below: a.Below, Sessions: w.sessions(h.App, a.Below)}
 		answer(done)
 	case haengine.Attach:
 		x := w.app(h.App)
@@ -105,6 +109,17 @@ func (w *world) act(a haengine.Action, answer func(haengine.Event), fail func(st
 	default:
 		answer(done)
 	}
+}
+
+// sessions counts the instances below an epoch that have the data volumes open.
+func (w *world) sessions(app string, below haengine.Epoch) int {
+	open := 0
+	for _, n := range w.nodes {
+		if i := n.inst; n.powered && i != nil && i.key.app == app && i.key.epoch < below && i.up {
+			open++
+		}
+	}
+	return open
 }
 
 // bmc says whether a node's controller answers.
@@ -223,7 +238,25 @@ func (w *world) claim(n *node, c haengine.Claim, done haengine.Done, answer func
 	} else if n.inst.key != (grantKey{c.App, c.Epoch}) {
 		w.s.violate("S12", "%s is claimed for %s while it runs %s", n.name, c.App, n.inst.key.app)
 	}
-	answer(done)
+	w.await(n, n.inst, c.ID, w.s.life, func() { answer(done) }, fail)
+}
+
+// await gives a claim's end: the agent answers when the whole group is online,
+// or when it failed; a claim that is withdrawn is not awaited any longer.
+func (w *world) await(n *node, i *instance, id haengine.ActionID, life int, online func(), fail func(string, hotspare.Code, bool)) {
+	switch {
+	case !w.s.up() || w.s.life != life:
+	case w.withdrawn(id):
+		fail("withdrawn", "", true)
+	case n.inst != i:
+		fail("not connected", "", true)
+	case i.failed:
+		fail("it does not start", hotspare.CodeOnlineFailed, false)
+	case i.addr && w.reaches(n):
+		online()
+	default:
+		w.s.after(250*time.Millisecond, func() { w.await(n, i, id, life, online, fail) })
+	}
 }
 
 func (w *world) release(n *node, r haengine.Release, done haengine.Done, answer func(haengine.Event), fail func(string, hotspare.Code, bool)) {
@@ -240,8 +273,13 @@ func (w *world) release(n *node, r haengine.Release, done haengine.Done, answer 
 		if n.gen != gen || n.inst != i || n.frozen || i.hung {
 			return // it will be fenced
 		}
-		n.inst, n.mode = nil, "parked"
-		w.s.counts["orderly release"]++
+		if n.badExit {
+			n.noHB = true // from here on nobody hears it
+			w.s.counts["release without log-out"]++
+		} else {
+			n.inst, n.mode, n.released = nil, "parked", i.key
+			w.s.counts["orderly release"]++
+		}
 		answer(done)
 	})
 }

@@ -35,6 +35,8 @@ type Config struct {
 	Only   []string      // kinds of faults to draw from; empty: all
 	Rules  haengine.Rules
 
+	babbles bool // a planted bug of the agent: it names what it released in its heartbeats
+
 	audit func(before haengine.State, now haengine.Stamp, e haengine.Event, after haengine.State, actions []haengine.Action)
 }
 

@@ -142,6 +142,7 @@ func TestPlantedBugs(t *testing.T) {
 		{haengine.BugSilenceIgnored, "S1", []string{"bmc lies, answers lost, service hangs, probe path broken"}},
 		{haengine.BugFreezeIgnored, "S9", nil},
 		{haengine.BugOwnerIgnored, "S12", nil},
+		{haengine.BugReleaseTrusted, "S1", []string{"release without log-out, then silence, bmc dead, probe path broken"}},
 	} {
 		t.Run(string(c.bug), func(t *testing.T) {
 			cfg := Config{Rules: haengine.Sabotage(t, c.bug), Only: c.only}
@@ -161,5 +162,23 @@ func TestPlantedBugs(t *testing.T) {
 				t.Errorf("with all rules on the same %d seeds fail, too: %v", runs, all.Violations)
 			}
 		})
+	}
+}
+
+// TestAnAgentThatNamesWhatItReleased plants a bug in the simulated agent: it goes
+// on naming an application in its heartbeats that it released in order. Its word
+// then speaks against its own attestation; with nothing but switchovers no other
+// run has a void proof, and this one is not silently believed.
+func TestAnAgentThatNamesWhatItReleased(t *testing.T) {
+	for _, babbles := range []bool{false, true} {
+		all, runs := many(1, 40, Config{Only: []string{"switchover"}, babbles: babbles}, func(Result) bool { return true })
+		for _, v := range all.Violations {
+			t.Error(v)
+		}
+		void, released := all.Counts["evidence void"], all.Counts["orderly release"]
+		t.Logf("babbles %v: %d runs, %d releases in order, %d proofs void", babbles, runs, released, void)
+		if released < runs || (void > 0) != babbles {
+			t.Errorf("babbles %v: %d releases in order, %d proofs void", babbles, released, void)
+		}
 	}
 }

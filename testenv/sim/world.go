@@ -21,6 +21,7 @@ type world struct {
 	slow              time.Duration // further delay of actions
 	flaky             float64       // chance that a try fails for a transient cause
 	quick             bool          // machines boot and applications start within seconds
+	noRevoke          bool          // the storage cannot write a new floor
 
 	healed    time.Duration            // when the quiet time began
 	linkFixed time.Duration            // when a link healed last
@@ -44,6 +45,7 @@ type node struct {
 	frozen  bool // the machine hangs as a whole, for good
 	noBoot  bool // it never comes up
 	badApp  bool // the application never comes online on it
+	badExit bool // its agent attests a release, goes on serving and falls silent
 
 	bmcDead   bool
 	bmcLies   bool // says off, does nothing
@@ -58,6 +60,7 @@ type node struct {
 	boot     string // boot id
 	mode     string // "", booting, discovery, parked, running
 	token    grantKey
+	released grantKey       // what it released in order in this boot
 	seen     haengine.Epoch // highest epoch that the agent saw in this boot
 	inst     *instance
 	believed bool // its BMC lied that it is off, and was believed
@@ -75,6 +78,7 @@ type instance struct {
 	unhung   time.Duration // when it went on after a hang
 	dropping bool
 	online   bool          // onlining was begun
+	failed   bool          // onlining ended badly
 	refused  time.Duration // since when its storage refuses it; 0: it does not
 }
 
@@ -189,7 +193,7 @@ func (w *world) setPower(n *node, on bool) {
 	}
 	n.powered, n.believed = on, false
 	n.gen++
-	n.mode, n.inst, n.frozen, n.seen, n.boot = "", nil, false, 0, ""
+	n.mode, n.inst, n.frozen, n.seen, n.boot, n.released = "", nil, false, 0, "", grantKey{}
 	if on {
 		w.boot(n)
 	}
@@ -199,7 +203,7 @@ func (w *world) setPower(n *node, on bool) {
 func (w *world) reboot(n *node) {
 	n.gen++
 	n.believed = false
-	n.mode, n.inst, n.seen, n.boot = "", nil, 0, ""
+	n.mode, n.inst, n.seen, n.boot, n.released = "", nil, 0, "", grantKey{}
 	w.boot(n)
 }
 
@@ -280,6 +284,8 @@ func (w *world) beat(n *node) {
 	h := haengine.Heartbeat{Node: n.name, BootID: n.boot}
 	if n.inst != nil {
 		h.App, h.Epoch = n.inst.key.app, n.inst.key.epoch
+	} else if k := n.released; k.app != "" && w.s.cfg.babbles {
+		h.App, h.Epoch = k.app, k.epoch
 	}
 	sent, gen, inst := w.s.now, n.gen, n.inst
 	w.s.after(w.s.between(time.Millisecond, 20*time.Millisecond), func() { w.heard(n, h, sent, gen, inst) })
@@ -305,7 +311,7 @@ func (w *world) heard(n *node, h haengine.Heartbeat, sent time.Duration, gen int
 		return
 	}
 	s.after(s.between(time.Millisecond, 20*time.Millisecond), func() {
-		if n.gen != gen || n.inst != inst || inst.dropping || life != s.life || n.frozen {
+		if n.gen != gen || n.inst != inst || inst == nil || inst.dropping || life != s.life || n.frozen {
 			return
 		}
 		if !lease.Granted {
@@ -361,6 +367,7 @@ func (w *world) online(n *node, i *instance) {
 			return
 		}
 		if !w.admitted(n, i) || n.badApp {
+			i.failed = true
 			w.report(n, i, haengine.ResourceFailed, "it does not start")
 			return
 		}
@@ -370,13 +377,32 @@ func (w *world) online(n *node, i *instance) {
 	})
 }
 
+// report is the agent's last word about the application's own resource; it
+// always names the resource.
 func (w *world) report(n *node, i *instance, st haengine.ResourceState, why string) {
+	w.tell(n, i, st, st == haengine.ResourceFailed, why)
+}
+
+func (w *world) tell(n *node, i *instance, st haengine.ResourceState, exhausted bool, why string) {
 	if w.reaches(n) {
 		w.s.submit(haengine.AgentReport{
-			Node: n.name, BootID: n.boot, App: i.key.app, Epoch: i.key.epoch, State: st,
-			Exhausted: st == haengine.ResourceFailed, Why: why,
+			Node: n.name, BootID: n.boot, App: i.key.app, Epoch: i.key.epoch, Resource: "service", State: st,
+			Exhausted: exhausted, Why: why,
 		})
 	}
+}
+
+// restart is a crash of the service that the agent mends by itself.
+func (w *world) restart(n *node, i *instance) {
+	gen := n.gen
+	i.up = false
+	w.tell(n, i, haengine.ResourceFailed, false, "exit status 1; local restart 1 of 2")
+	w.s.after(w.s.between(200*time.Millisecond, 1500*time.Millisecond), func() {
+		if n.gen == gen && n.inst == i && !i.dropping && !n.frozen && w.admitted(n, i) {
+			i.up, i.unhung = true, w.s.now
+			w.tell(n, i, haengine.ResourceOnline, false, "")
+		}
+	})
 }
 
 // admitted says whether the target lets the instance write.
@@ -460,10 +486,10 @@ func (w *world) randomise() {
 // healAll ends what no fault's own healing ends.
 func (w *world) healAll() {
 	s := w.s
-	w.isolated, w.slow, w.flaky, w.crashBeforeActing = false, 0, 0, 0
+	w.isolated, w.slow, w.flaky, w.crashBeforeActing, w.noRevoke = false, 0, 0, 0, false
 	s.journal.failAt = 0
 	for _, n := range w.nodes {
-		n.cut, n.pathCut, n.noHB, n.noAck, n.noBoot, n.badApp = false, false, false, false, false, false
+		n.cut, n.pathCut, n.noHB, n.noAck, n.noBoot, n.badApp, n.badExit = false, false, false, false, false, false, false
 		n.bmcDead, n.bmcLies, n.bmcRefuse, n.bmcLag, n.lostPower, n.shared = false, false, false, 0, false, false
 		if n.powered && n.mode == "booting" { // a boot that could not succeed begins again
 			w.reboot(n)
