@@ -38,7 +38,7 @@ test: test-packages build vet lint ## everything: vet, lint, all tests, the end-
 	@if $(GO) list $(E2E) >/dev/null 2>&1; then $(NICE) $(GO) test -p 1 -count 1 -timeout 14m $(E2E); fi
 
 test-full: test-packages build vet lint ## like test, with every end-to-end failover, the race detector and the slow tests
-	CGO_ENABLED=1 $(NICE) $(GO) test -race -timeout 60m $$($(GO) list ./... | grep -v /testenv/e2e)
+	HOTSPARE_TEST_FULL=1 CGO_ENABLED=1 $(NICE) $(GO) test -race -timeout 60m $$($(GO) list ./... | grep -v /testenv/e2e)
 	@if $(GO) list $(E2E) >/dev/null 2>&1; then HOTSPARE_TEST_FULL=1 $(NICE) $(GO) test -p 1 -count 1 -timeout 120m $(E2E); fi
 
 soak: build ## the simulator over many seeds for SOAK=10m
