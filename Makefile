@@ -41,8 +41,8 @@ test-full: test-packages build vet lint ## like test, with every end-to-end fail
 	HOTSPARE_TEST_FULL=1 CGO_ENABLED=1 $(NICE) $(GO) test -race -timeout 60m $$($(GO) list ./... | grep -v /testenv/e2e)
 	@if $(GO) list $(E2E) >/dev/null 2>&1; then HOTSPARE_TEST_FULL=1 $(NICE) $(GO) test -p 1 -count 1 -timeout 120m $(E2E); fi
 
-soak: build ## the simulator over many seeds for SOAK=10m
-	HOTSPARE_SOAK=$(or $(SOAK),10m) $(NICE) $(GO) test -count 1 -timeout 24h -run Soak ./testenv/sim/...
+soak: ## the simulator over SEEDS=20000 further seeds (about 20 minutes), FROM=100000
+	$(NICE) $(GO) test -count 1 -timeout 24h -v -run ManySeeds ./testenv/sim -sim.seeds $(or $(SEEDS),20000) -sim.from $(or $(FROM),100000)
 
 bench: ## all benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem $(PKGS)
