@@ -12,6 +12,7 @@ type Rules struct {
 	freezeIgnored  bool // effects go on in a frozen scope
 	ownerIgnored   bool // a node may carry two applications
 	releaseTrusted bool // an attested release counts whatever the target saw
+	failuresStay   bool // a resource that failed once has failed for ever
 }
 
 // Bug names a rule that a test switches off to see that the checks notice.
@@ -28,6 +29,7 @@ const (
 	BugFreezeIgnored  Bug = "freeze ignored"
 	BugOwnerIgnored   Bug = "owner not checked"
 	BugReleaseTrusted Bug = "log-out not checked"
+	BugFailuresStay   Bug = "restart not believed"
 )
 
 // Sabotage gives rules with one switched off. It wants a test to stand there.
@@ -57,6 +59,8 @@ func Sabotage(tb interface {
 		r.ownerIgnored = true
 	case BugReleaseTrusted:
 		r.releaseTrusted = true
+	case BugFailuresStay:
+		r.failuresStay = true
 	default:
 		panic("no such bug: " + string(b))
 	}

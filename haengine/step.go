@@ -343,6 +343,9 @@ func (w *work) reported(e AgentReport) {
 	}
 	switch e.State {
 	case ResourceOnline:
+		if w.r.failuresStay {
+			return
+		}
 		if delete(f.Failing, e.Resource); e.Resource == "" {
 			f.Failing = nil
 		}

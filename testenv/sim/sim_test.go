@@ -142,6 +142,7 @@ func TestPlantedBugs(t *testing.T) {
 		{haengine.BugSilenceIgnored, "S1", []string{"bmc lies, answers lost, service hangs, probe path broken"}},
 		{haengine.BugFreezeIgnored, "S9", nil},
 		{haengine.BugOwnerIgnored, "S12", nil},
+		{haengine.BugFailuresStay, "S7", []string{"service restarts in place", "probe path broken"}},
 		{haengine.BugReleaseTrusted, "S1", []string{"release without log-out, then silence, bmc dead, probe path broken"}},
 	} {
 		t.Run(string(c.bug), func(t *testing.T) {

@@ -474,7 +474,7 @@ func (w *world) randomise() {
 		if s.chance(0.2) {
 			p.Lease = dur(s.between(4*time.Second, 30*time.Second))
 		}
-		if s.chance(0.15) {
+		if s.chance(0.3) {
 			p.MaxFailovers, p.FailoverWindow = 2, dur(time.Minute)
 		}
 		if s.chance(0.1) {
