@@ -101,3 +101,35 @@ func TestAnApplicationWithoutMonitorsRuns(t *testing.T) {
 		t.Errorf("after the whole group came online it is %s", p)
 	}
 }
+
+// A target whose power fence fails while the old node still releases is given
+// back, its BMC's queue too, and the next one is taken: the release goes on (S4,
+// S12, L1).
+func TestATargetThatFailsDuringTheReleaseIsGivenBack(t *testing.T) {
+	for _, released := range []bool{true, false} {
+		b := newBench(t, 3)
+		b.up(app(nil))
+		b.pow["n2"] = haengine.PowerIsOn
+		b.pass(2*time.Minute, b.good)
+		b.keep["release"] = !released
+		b.fail["power-off n2"] = haengine.Failed{Why: "the user may not switch power"}
+		b.event(haengine.FailoverRequested{App: "orders", To: "n2", By: "ann"})
+		b.pass(4*time.Minute, func() {
+			if g := b.app().Grant; g != nil && g.Booted && g.BootID == "" {
+				b.join()
+			}
+			if g := b.app().Grant; g != nil && g.Claimed {
+				b.good()
+			}
+		})
+		if b.count("power-off", "n2") == 0 || b.count("return-node", "n2") == 0 {
+			t.Errorf("released %v: %d power-offs, n2 was returned %d times", released, b.count("power-off", "n2"), b.count("return-node", "n2"))
+		}
+		if n := b.s.Durable.Nodes["n1"]; n.Owner == "orders" {
+			t.Errorf("released %v: n1 is still %s for orders", released, n.Phase)
+		}
+		if a := b.app(); a.Phase != haengine.PhaseRunning || a.Grant.Node != "n3" {
+			t.Errorf("released %v: orders is %s %q on %+v", released, a.Phase, a.Reason, a.Grant)
+		}
+	}
+}
