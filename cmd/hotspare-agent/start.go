@@ -50,7 +50,8 @@ func (a *agent) start(ctx context.Context, l *load) error {
 // logIn logs one volume in and follows its session.
 func (a *agent) logIn(ctx context.Context, l *load, v agentlink.Volume) error {
 	return a.timed(l, "login "+v.Name, func() error {
-		s, err := a.initiator.Login(ctx, targetOf(v))
+		s, err := patientLogin(ctx, func(ctx context.Context) (DiskSession, error) { return a.initiator.Login(ctx, targetOf(v)) },
+			func(err error) { a.out.say("volume %s: %v; trying again", v.Name, err) })
 		if err != nil {
 			return err
 		}
@@ -68,6 +69,34 @@ func (a *agent) logIn(ctx context.Context, l *load, v agentlink.Volume) error {
 		}()
 		return nil
 	})
+}
+
+// An appliance that was killed in the middle of a claim is back within this time;
+// its target answers nobody until then.
+const (
+	loginPatience = time.Minute
+	loginPause    = 300 * time.Millisecond
+)
+
+// patientLogin tries a log-in again while the target cannot be reached. A refusal
+// is an answer and ends it at once, and so does the end of the claim.
+func patientLogin(ctx context.Context, login func(context.Context) (DiskSession, error), again func(error)) (DiskSession, error) {
+	ctx, cancel := context.WithTimeout(ctx, loginPatience)
+	defer cancel()
+	for told := false; ; told = true {
+		s, err := login(ctx)
+		if err == nil || hotspare.CodeOf(err) != hotspare.CodeNoSession {
+			return s, err
+		}
+		if !told {
+			again(err)
+		}
+		select {
+		case <-time.After(loginPause):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 func diskWord(c DiskChange) string {
