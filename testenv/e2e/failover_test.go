@@ -36,6 +36,7 @@ func TestFailovers(t *testing.T) {
 	story("the link is cut", false, linkCut)
 	story("the service hangs while the node lives", false, hang)
 	story("the service crashes and does not come back", false, crash)
+	story("an operator moves it", false, planned)
 	story("no node is eligible until one is added", false, nobodyEligible)
 	w.client.Stop()
 	result, err := w.client.Verify(t.Context())
@@ -177,6 +178,22 @@ func crash(w *world) {
 	w.fail(before.Status.Node, lab.CrashService, database)
 	w.moved(before, cut)
 	w.heal(before.Status.Node)
+	w.idle(before.Status.Node)
+	w.asker.returned()
+}
+
+// planned: the agent stops everything in order, attests it, and the target saw its
+// log-out; nobody is fenced while the service may still write.
+func planned(w *world) {
+	before := w.orders()
+	old := w.credentials("orders.data")
+	asked := time.Now()
+	w.t.Log(w.hotspare("app", "failover", "orders", "--reason", "maintenance"))
+	_, record := w.moved(before, asked)
+	if record.Evidence != "release" {
+		w.t.Errorf("evidence %q, the node was there to release it", record.Evidence)
+	}
+	w.refused(old)
 	w.idle(before.Status.Node)
 	w.asker.returned()
 }
