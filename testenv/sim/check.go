@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"hotspare/haengine"
 )
@@ -13,6 +14,32 @@ func (s *Sim) check() {
 	s.w.unheard()
 	for _, a := range s.w.apps {
 		s.checkOneRunner(a)
+	}
+}
+
+// patience is longer than every deadline of a simulated policy: who waits longer
+// says why.
+const patience = 100 * time.Second
+
+// checkTold is S3: no application that waits is silent about it. A freeze and a
+// blind appliance are reasons by themselves.
+func (s *Sim) checkTold() {
+	if !s.up() {
+		return
+	}
+	st := s.machine.State()
+	if len(st.Durable.Freezes) > 0 || st.Soft.Isolated || s.w.slow > 0 || s.w.flaky > 0 {
+		s.calm = s.now
+	}
+	for name, a := range st.Durable.Apps {
+		switch a.Phase {
+		case haengine.PhaseReleasing, haengine.PhaseFencing, haengine.PhaseAttaching, haengine.PhaseStarting, haengine.PhaseOnlining:
+		default:
+			continue
+		}
+		if waited := st.Soft.Now.Sub(a.Since); waited > patience && s.now-s.calm > patience {
+			s.violate("S3", "%s is %s for %s and says no reason", name, a.Phase, waited)
+		}
 	}
 }
 

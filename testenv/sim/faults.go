@@ -230,6 +230,10 @@ func faults() []fault {
 			return func() { s.submit(haengine.FreezeLifted{Scope: scope, By: "ann"}) }
 		}},
 		{"revocations fail", func(s *Sim) func() { s.w.noRevoke = true; return func() { s.w.noRevoke = false } }},
+		{"revocations fail for long", func(s *Sim) func() {
+			s.w.noRevoke = true // until everything is mended
+			return nil
+		}},
 		{"token presented twice", func(s *Sim) func() {
 			s.submit(haengine.Quarantine{Node: s.any().name, Code: hotspare.CodeTokenReused, Reason: "its join token was presented twice"})
 			return nil

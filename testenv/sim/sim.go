@@ -76,6 +76,7 @@ type Sim struct {
 	machine *runner.Machine // nil while the appliance is down
 	life    int             // of the appliance, counted at each start
 	started time.Duration   // of the present life
+	calm    time.Duration   // until when something explained any waiting
 	w       world
 
 	violations []string

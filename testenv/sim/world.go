@@ -143,6 +143,7 @@ func (w *world) begin() {
 		s.submit(haengine.AppApplied{Application: a.spec})
 	}
 	s.every(500*time.Millisecond, 500*time.Millisecond, func() { s.submit(haengine.Tick{}) })
+	s.every(time.Second, time.Second, s.checkTold)
 	for i, a := range w.apps {
 		s.every(time.Duration(100+37*i)*time.Millisecond, time.Second, func() { w.sample(a) })
 	}
@@ -475,7 +476,7 @@ func (w *world) randomise() {
 			p.Lease = dur(s.between(4*time.Second, 30*time.Second))
 		}
 		if s.chance(0.3) {
-			p.MaxFailovers, p.FailoverWindow = 2, dur(time.Minute)
+			p.MaxFailovers, p.FailoverWindow = 1+s.rng.IntN(2), dur(2*time.Minute)
 		}
 		if s.chance(0.1) {
 			p.Previous = haengine.PreviousQuarantine
