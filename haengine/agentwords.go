@@ -93,6 +93,14 @@ func orNothing(s string) string {
 // joined takes an agent that came with a grant's token.
 func (w *work) joined(e Joined) {
 	for _, k := range w.apps.keys() {
+		for _, g := range w.apps.get(k).Old {
+			if g.Node == e.Node && g.BootID == e.BootID && e.BootID != "" { // epochs of two applications may be equal
+				w.say(nil, e.Node, "boot %s joined for epoch %d of %s before: it is not awaited again", e.BootID, g.Epoch, k)
+				return
+			}
+		}
+	}
+	for _, k := range w.apps.keys() {
 		a := w.apps.get(k)
 		g := a.Grant
 		if g == nil || g.Node != e.Node || g.Epoch != e.Epoch || e.BootID == "" {

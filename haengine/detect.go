@@ -193,7 +193,13 @@ func (w *work) healthy(a *AppState) bool {
 	}
 	// Without a check of its own it runs when the claim ended: by then the agent
 	// has the whole group online.
-	return !w.has(func(o Action) bool {
+	return !w.claiming(a)
+}
+
+// claiming says whether the agent is still busy with the claim: its service group
+// is not wholly online, and it does not look at it yet.
+func (w *work) claiming(a *AppState) bool {
+	return w.has(func(o Action) bool {
 		c, is := o.(Claim)
 		return is && c.App == a.Spec.Name && c.Epoch == a.Grant.Epoch
 	})

@@ -188,3 +188,31 @@ func TestOldLeasesAreForgotten(t *testing.T) {
 		t.Errorf("%d leases are remembered: %v", n, b.s.Soft.Leases)
 	}
 }
+
+// A boot joins for one grant: the old boot of a node that its BMC took for off
+// is not the next application's, though their epochs may be equal (S2, S12).
+func TestAnOldBootDoesNotJoinForTheNextGrant(t *testing.T) {
+	b := newBench(t, 1)
+	b.perform()
+	b.event(haengine.AppApplied{Application: app(nil)})
+	b.pass(2*time.Second, nil)
+	b.join()
+	b.event(haengine.Dropped{Node: "n1", BootID: "n1-boot1", App: "orders", Epoch: 1, Why: "exit status 1"})
+	b.pass(5*time.Second, nil)
+	b.event(haengine.AppApplied{Application: app(func(a *haengine.Application) { a.Name, a.Image = "web", "web" })})
+	b.event(haengine.Unquarantine{Node: "n1", By: "ann"})
+	b.keep["boot"] = true
+	b.pass(5*time.Second, nil)
+	for _, name := range []string{"orders", "web"} {
+		a := b.s.Durable.Apps[name]
+		if a.Grant == nil || !a.Grant.Booted {
+			continue
+		}
+		b.event(haengine.Joined{Node: "n1", BootID: "n1-boot1", Epoch: a.Grant.Epoch})
+		if g := b.s.Durable.Apps[name].Grant; g.BootID != "" {
+			t.Errorf("%s took the old boot for its own: %+v", name, g)
+		}
+		return
+	}
+	t.Fatal("nothing boots")
+}

@@ -236,7 +236,7 @@ func (w *work) advanceOnlining(a *AppState) {
 		w.attemptFailed(a, "went off while the application started", true)
 	case w.now.Sub(a.Since) >= a.Spec.Policy.OnlineDeadline.D():
 		w.attemptFailed(a, "its own check did not pass within "+a.Spec.Policy.OnlineDeadline.String(), true)
-	case w.healthy(a):
+	case w.healthy(a) && !w.claiming(a):
 		w.running(a, OutcomeRunning)
 	default:
 		if w.silence(a, f) >= heartbeatTimeout(a)/2 {
