@@ -103,7 +103,7 @@ func (w *work) joined(e Joined) {
 	for _, k := range w.apps.keys() {
 		a := w.apps.get(k)
 		g := a.Grant
-		if g == nil || g.Node != e.Node || g.Epoch != e.Epoch || e.BootID == "" {
+		if g == nil || k != e.App || g.Node != e.Node || g.Epoch != e.Epoch || e.BootID == "" {
 			continue
 		}
 		switch {
@@ -130,7 +130,7 @@ func (w *work) joined(e Joined) {
 		}
 		return
 	}
-	w.say(nil, e.Node, "a join for epoch %d is not awaited", e.Epoch)
+	w.say(nil, e.Node, "a join for epoch %d of %q is not awaited", e.Epoch, e.App)
 }
 
 // discovered takes a node that was seen, authenticated, in discovery: whatever

@@ -106,7 +106,7 @@ func (b *bench) join() {
 	if g == nil || !g.Booted {
 		b.t.Fatalf("nothing boots: %s %s", b.app().Phase, b.app().Reason)
 	}
-	b.event(haengine.Joined{Node: g.Node, BootID: bootOf(g), Epoch: g.Epoch})
+	b.event(haengine.Joined{Node: g.Node, BootID: bootOf(g), App: "orders", Epoch: g.Epoch})
 	b.perform()
 }
 

@@ -112,7 +112,8 @@ type (
 	Joined struct {
 		Node   string
 		BootID string
-		Epoch  Epoch // the token's
+		App    string // that the token was minted for; epochs of two applications may be equal
+		Epoch  Epoch  // the token's
 	}
 
 	// Discovered tells that a node was seen, authenticated, in the discovery

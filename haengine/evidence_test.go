@@ -208,7 +208,7 @@ func TestAnOldBootDoesNotJoinForTheNextGrant(t *testing.T) {
 		if a.Grant == nil || !a.Grant.Booted {
 			continue
 		}
-		b.event(haengine.Joined{Node: "n1", BootID: "n1-boot1", Epoch: a.Grant.Epoch})
+		b.event(haengine.Joined{Node: "n1", BootID: "n1-boot1", App: "orders", Epoch: a.Grant.Epoch})
 		if g := b.s.Durable.Apps[name].Grant; g.BootID != "" {
 			t.Errorf("%s took the old boot for its own: %+v", name, g)
 		}

@@ -49,7 +49,7 @@ func TestABootingNodeIsFencedAndPutAside(t *testing.T) {
 		t.Fatalf("granted %+v", g)
 	}
 	b.event(reused)
-	b.event(haengine.Joined{Node: "n1", BootID: "n1-boot1", Epoch: 1}) // whoever that is
+	b.event(haengine.Joined{Node: "n1", BootID: "n1-boot1", App: "orders", Epoch: 1}) // whoever that is
 	b.pass(10*time.Second, nil)
 	if n := b.s.Durable.Nodes["n1"]; n.Phase != haengine.NodeQuarantined || b.pow["n1"] != haengine.PowerIsOff {
 		t.Errorf("n1 is %s (%s) and %s", n.Phase, n.Reason, b.pow["n1"])

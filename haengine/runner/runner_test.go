@@ -116,7 +116,7 @@ func (p *plant) Boot(ctx context.Context, a haengine.Boot) error {
 	boot := "boot-" + string(rune('0'+p.boots))
 	r := p.r
 	p.mu.Unlock()
-	return r.Submit(ctx, haengine.Joined{Node: a.Node, BootID: boot, Epoch: a.Epoch})
+	return r.Submit(ctx, haengine.Joined{Node: a.Node, BootID: boot, App: a.App, Epoch: a.Epoch})
 }
 
 func (p *plant) CancelBoot(ctx context.Context, a haengine.CancelBoot) error {

@@ -254,7 +254,7 @@ func (w *world) connect(n *node) {
 	case "discovery":
 		w.s.submit(haengine.Discovered{Node: n.name, BootID: n.boot})
 	case "parked", "running":
-		w.s.submit(haengine.Joined{Node: n.name, BootID: n.boot, Epoch: n.token.epoch})
+		w.s.submit(haengine.Joined{Node: n.name, BootID: n.boot, App: n.token.app, Epoch: n.token.epoch})
 	}
 }
 

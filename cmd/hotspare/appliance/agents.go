@@ -94,17 +94,13 @@ func (a *agents) Redeem(_ context.Context, hash [sha256.Size]byte, facts agentli
 // Joined tells the engine of a node that came for a grant.
 func (a *agents) Joined(ctx context.Context, s server.Session) {
 	a.log.InfoContext(ctx, "node connected", "node", s.Node, "boot", s.BootID, "from", s.Remote, "resumed", s.Resumed)
-	epoch := haengine.Epoch(s.Epoch)
-	if s.Resumed {
-		// The appliance may have died between the join and its journal: told
-		// again, the engine ignores what it knows.
-		x, ok := a.attempts.byNode(s.Node)
-		if !ok || x.BootID != s.BootID {
-			return
-		}
-		epoch = x.Epoch
+	// A resumed session is told too: the appliance may have died between the join
+	// and its journal. The engine ignores what it knows.
+	x, ok := a.attempts.byNode(s.Node)
+	if !ok || x.BootID != s.BootID {
+		return // of a start that was taken back: its heartbeats are answered with a drop
 	}
-	a.submit(ctx, haengine.Joined{Node: s.Node, BootID: s.BootID, Epoch: epoch})
+	a.submit(ctx, haengine.Joined{Node: s.Node, BootID: s.BootID, App: x.App, Epoch: x.Epoch})
 }
 
 // Gone is logged only: silence is measured by the heartbeats that are missing.
