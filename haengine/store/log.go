@@ -224,7 +224,14 @@ func (l *logFile) compact(d haengine.Durable) error {
 	if _, err := f.Write(b); err != nil {
 		return errors.Join(fmt.Errorf("engine log: %w", err), f.Close(), os.Remove(next))
 	}
-	if err := errors.Join(f.Sync(), os.Rename(next, l.path), syncDir(filepath.Dir(l.path))); err != nil {
+	err = f.Sync() // before the old log goes: the new one must be able to replace it
+	if err == nil {
+		err = os.Rename(next, l.path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(l.path))
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("engine log: %w", err), f.Close())
 	}
 	old := l.f
