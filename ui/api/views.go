@@ -37,8 +37,7 @@ type Pool struct {
 // Node is a node as declared, with what is known of it.
 type Node struct {
 	haengine.Node
-	Revision uint64     `json:"revision"`
-	Status   NodeStatus `json:"status"`
+	Status NodeStatus `json:"status"`
 }
 
 // NodeStatus is what the appliance knows of a node.
@@ -95,8 +94,7 @@ type Session struct {
 // Application is an application as declared, with its state.
 type Application struct {
 	haengine.Application
-	Revision uint64            `json:"revision"`
-	Status   ApplicationStatus `json:"status"`
+	Status ApplicationStatus `json:"status"`
 }
 
 // ApplicationStatus is where an application is and how it is.

@@ -45,7 +45,6 @@ type Options struct {
 	Config  Config
 	Version string
 	Log     *slog.Logger // nil: silent
-	Ready   func()       // called when everything serves; nil: nothing
 }
 
 // Appliance is a running appliance.
@@ -96,9 +95,6 @@ func Start(ctx context.Context, o Options) (*Appliance, error) {
 		return nil, errors.Join(err, a.parts.stop(stopBound))
 	}
 	a.log.Info("hotspare serves", "version", a.version, "interface", a.cfg.Network.Interface, "address", a.cfg.Network.Address, "api", a.cfg.API, "socket", a.cfg.Socket)
-	if o.Ready != nil {
-		o.Ready()
-	}
 	return a, nil
 }
 

@@ -83,6 +83,19 @@ func start(t *testing.T, c Config) *Appliance {
 	return a
 }
 
+// serving gives an appliance and a client of it until the test ends.
+func serving(t *testing.T) (*Appliance, *client.Client) {
+	t.Helper()
+	c := config(t)
+	a := start(t, c)
+	cl := client.New(client.Options{Socket: c.Socket})
+	t.Cleanup(func() {
+		cl.Close()
+		stopAppliance(t, a)
+	})
+	return a, cl
+}
+
 func stopAppliance(t *testing.T, a *Appliance) {
 	t.Helper()
 	if err := a.Stop(); err != nil {
@@ -145,15 +158,11 @@ func TestWhatWasAppliedIsThereAfterARestart(t *testing.T) {
 
 // TestNoSecretLeavesByTheAPI reads every listing and explanation (SAFETY S17).
 func TestNoSecretLeavesByTheAPI(t *testing.T) {
-	c := config(t)
-	a := start(t, c)
-	defer stopAppliance(t, a)
-	cl := client.New(client.Options{Socket: c.Socket})
-	defer cl.Close()
+	a, cl := serving(t)
 	if _, err := cl.Apply(t.Context(), "rack.yaml", []byte(rack), false); err != nil {
 		t.Fatal(err)
 	}
-	token, err := os.ReadFile(filepath.Join(c.State, "api.token"))
+	token, err := os.ReadFile(filepath.Join(a.cfg.State, "api.token"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,11 +247,7 @@ func TestASecondApplianceIsRefused(t *testing.T) {
 }
 
 func TestAnApplicationMustFitTheSite(t *testing.T) {
-	c := config(t)
-	a := start(t, c)
-	defer stopAppliance(t, a)
-	cl := client.New(client.Options{Socket: c.Socket})
-	defer cl.Close()
+	a, cl := serving(t)
 	app := `
 kind: application
 name: web
@@ -318,11 +323,7 @@ func TestTheExampleConfigurationIsRead(t *testing.T) {
 }
 
 func TestTwoNodesNeverShareAnIdentityOrABMC(t *testing.T) {
-	c := config(t)
-	a := start(t, c)
-	defer stopAppliance(t, a)
-	cl := client.New(client.Options{Socket: c.Socket})
-	defer cl.Close()
+	_, cl := serving(t)
 	if _, err := cl.Apply(t.Context(), "rack.yaml", []byte(rack), false); err != nil {
 		t.Fatal(err)
 	}
@@ -378,11 +379,7 @@ func TestAReleaseUnderWayKeepsItsDisk(t *testing.T) {
 
 // TestANodeWhoseSecretLeakedIsPutAside: trust level L1.
 func TestANodeWhoseSecretLeakedIsPutAside(t *testing.T) {
-	c := config(t)
-	a := start(t, c)
-	defer stopAppliance(t, a)
-	cl := client.New(client.Options{Socket: c.Socket})
-	defer cl.Close()
+	a, cl := serving(t)
 	if _, err := cl.Apply(t.Context(), "rack.yaml", []byte(rack), false); err != nil {
 		t.Fatal(err)
 	}
