@@ -28,14 +28,14 @@ func TestFailovers(t *testing.T) {
 			t.FailNow() // the next story would begin in an unknown world
 		}
 	}
-	story("the power of the node is cut", true, powerCut)
+	story("the power of the node is cut", true, proven(lab.PowerCut))
 	story("the link is cut and the BMC is dead", true, linkCutBMCDead)
 	story("the appliance is killed while the new node boots", true, killedWhile("starting"))
 	story("the appliance is killed while it fences", false, killedWhile("fencing"))
 	story("the appliance is killed while the service comes online", false, killedWhile("onlining"))
-	story("the link is cut", false, linkCut)
-	story("the service hangs while the node lives", false, hang)
-	story("the service crashes and does not come back", false, crash)
+	story("the link is cut", false, proven(lab.LinkCut))
+	story("the service hangs while the node lives", false, serviceFails(lab.HangService))
+	story("the service crashes and does not come back", false, serviceFails(lab.CrashService))
 	story("an operator moves it", false, planned)
 	story("no node is eligible until one is added", false, nobodyEligible)
 	w.client.Stop()
@@ -47,19 +47,42 @@ func TestFailovers(t *testing.T) {
 	t.Logf("%d rows acknowledged, all there; %d owners and %d instances answered in their turn", result.Acked, owners, instances)
 }
 
-// powerCut: the BMC says off; that is the whole proof.
-func powerCut(w *world) {
-	before := w.orders()
-	old := w.credentials("orders.data")
-	cut := time.Now()
-	w.fail(before.Status.Node, lab.PowerCut, "")
-	_, record := w.moved(before, cut)
-	if record.Evidence != "power" {
-		w.t.Errorf("evidence %q, the BMC was there to ask", record.Evidence)
+// proven does a fault after which the BMC can be asked: what it says is the whole
+// proof. A power cut makes it say off; behind a cut link it is the only one who
+// knows, on a network of its own.
+func proven(fault string) func(*world) {
+	return func(w *world) {
+		before := w.orders()
+		old := w.credentials("orders.data")
+		cut := time.Now()
+		w.fail(before.Status.Node, fault, "")
+		_, record := w.moved(before, cut)
+		if record.Evidence != "power" {
+			w.t.Errorf("evidence %q, the BMC was there to ask", record.Evidence)
+		}
+		w.refused(old)
+		w.settled(before.Status.Node)
 	}
-	w.refused(old)
-	w.heal(before.Status.Node)
-	w.idle(before.Status.Node)
+}
+
+// serviceFails does a fault to the database while its node lives: every process is
+// stopped (node, agent and TCP answer on), or it is killed and cannot be started
+// again.
+func serviceFails(fault string) func(*world) {
+	return func(w *world) {
+		before := w.orders()
+		cut := time.Now()
+		w.fail(before.Status.Node, fault, database)
+		w.moved(before, cut)
+		w.settled(before.Status.Node)
+	}
+}
+
+// settled heals a node that orders left and waits until it may be chosen again.
+func (w *world) settled(node string) {
+	w.t.Helper()
+	w.heal(node)
+	w.idle(node)
 	w.asker.returned()
 }
 
@@ -126,9 +149,7 @@ func killedWhile(phase string) func(*world) {
 		if now := w.application("web"); now.Status.Epoch != web.Status.Epoch || now.Status.Node != web.Status.Node {
 			w.t.Errorf("web moved too: %+v, was %+v", now.Status, web.Status)
 		}
-		w.heal(before.Status.Node)
-		w.idle(before.Status.Node)
-		w.asker.returned()
+		w.settled(before.Status.Node)
 	}
 }
 
@@ -142,44 +163,6 @@ func (w *world) application(name string) api.Application {
 	}
 	app, _ := site.Application(snap, name)
 	return app
-}
-
-// linkCut: the BMC, on a network of its own, is the only proof.
-func linkCut(w *world) {
-	before := w.orders()
-	old := w.credentials("orders.data")
-	cut := time.Now()
-	w.fail(before.Status.Node, lab.LinkCut, "")
-	_, record := w.moved(before, cut)
-	if record.Evidence != "power" {
-		w.t.Errorf("evidence %q, the BMC was there to ask", record.Evidence)
-	}
-	w.refused(old)
-	w.heal(before.Status.Node)
-	w.idle(before.Status.Node)
-	w.asker.returned()
-}
-
-// hang: every process of the database is stopped; node, agent and TCP live.
-func hang(w *world) {
-	before := w.orders()
-	cut := time.Now()
-	w.fail(before.Status.Node, lab.HangService, database)
-	w.moved(before, cut)
-	w.heal(before.Status.Node)
-	w.idle(before.Status.Node)
-	w.asker.returned()
-}
-
-// crash: the database is killed and cannot be started again on this node.
-func crash(w *world) {
-	before := w.orders()
-	cut := time.Now()
-	w.fail(before.Status.Node, lab.CrashService, database)
-	w.moved(before, cut)
-	w.heal(before.Status.Node)
-	w.idle(before.Status.Node)
-	w.asker.returned()
 }
 
 // planned: the agent stops everything in order, attests it, and the target saw its
