@@ -26,7 +26,7 @@ type watch struct {
 	app   haengine.Application
 	epoch haengine.Epoch
 	stop  context.CancelFunc
-	done  sync.WaitGroup
+	looks *sync.WaitGroup // the looks under way at the application, those of earlier epochs too
 }
 
 // New makes Monitors. emit gets every sample, from several goroutines at once;
@@ -36,26 +36,29 @@ func New(from haengine.Vantage, emit func(haengine.Sample)) *Monitors {
 }
 
 // Watch looks at app under the epoch from now on, in place of how it was looked
-// at before. Watching the same again changes nothing.
+// at before. Watching the same again changes nothing. A look under way as it was
+// is abandoned; the sample that it emits at the latest moment tells its epoch.
 func (m *Monitors) Watch(app haengine.Application, epoch haengine.Epoch) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return
 	}
+	looks := new(sync.WaitGroup)
 	if w := m.watched[app.Name]; w != nil {
 		if w.epoch == epoch && w.app.Address == app.Address && reflect.DeepEqual(w.app.Monitors, app.Monitors) {
 			return
 		}
 		w.stop()
+		looks = w.looks
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	w := &watch{app: app, epoch: epoch, stop: stop}
+	w := &watch{app: app, epoch: epoch, stop: stop, looks: looks}
 	for _, mon := range app.Monitors {
 		if mon.Kind == haengine.MonitorHeartbeat || !m.sees(mon) {
 			continue
 		}
-		w.done.Go(func() { m.run(ctx, w, mon) })
+		looks.Go(func() { m.run(ctx, w, mon) })
 	}
 	m.watched[app.Name] = w
 }
@@ -67,8 +70,8 @@ func (m *Monitors) sees(mon haengine.Monitor) bool {
 	return slices.Contains(mon.From, m.from)
 }
 
-// Forget looks at the application no more. A look under way is abandoned and
-// emits nothing.
+// Forget looks at the application no more, under any epoch. A look under way is
+// abandoned, and nothing is emitted once Forget has returned.
 func (m *Monitors) Forget(app string) {
 	m.mu.Lock()
 	w := m.watched[app]
@@ -76,7 +79,7 @@ func (m *Monitors) Forget(app string) {
 	m.mu.Unlock()
 	if w != nil {
 		w.stop()
-		w.done.Wait()
+		w.looks.Wait()
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -248,4 +249,35 @@ func TestEveryMonitorOfThisVantageEmitsUntilForgotten(t *testing.T) {
 	ms.Forget("a")
 	after.Store(true)
 	time.Sleep(20 * time.Millisecond) // a late sample would fail the test above
+}
+
+// A sample under way when the epoch moves on still counts as the application's:
+// Forget promises silence for all of them.
+func TestForgetWaitsForTheSamplesOfEarlierEpochsToo(t *testing.T) {
+	every := haengine.Duration(time.Millisecond)
+	app := haengine.Application{
+		Name: "a", Address: netip.PrefixFrom(loopback, 8),
+		Monitors: []haengine.Monitor{{Name: "down", Kind: haengine.MonitorTCP, Port: closedPort(t), Every: every}},
+	}
+	under, hold := make(chan bool), make(chan bool)
+	var once sync.Once
+	var after atomic.Bool
+	ms := monitor.New(haengine.FromAppliance, func(s haengine.Sample) {
+		if s.Epoch == 3 {
+			once.Do(func() { close(under) })
+			<-hold
+		}
+		if after.Load() {
+			t.Errorf("a sample of epoch %d after the application was forgotten", s.Epoch)
+		}
+	})
+	ms.Watch(app, 3)
+	<-under
+	ms.Watch(app, 4)
+	time.AfterFunc(30*time.Millisecond, func() { close(hold) })
+	ms.Forget("a")
+	after.Store(true)
+	<-hold
+	time.Sleep(20 * time.Millisecond) // a late sample would fail the test above
+	ms.Close()
 }
