@@ -19,6 +19,7 @@ type verdict struct {
 	failed  bool
 	why     string
 	obs     []Observation
+	turn    time.Duration // what is left of the agent's time to restart what failed
 }
 
 // sampled counts a monitor's sample.
@@ -59,6 +60,19 @@ func monitorOf(a *AppState, name string) (Monitor, bool) {
 		}
 	}
 	return Monitor{}, false
+}
+
+// restarted ends the agent's turn: what the checks saw before the service was
+// back says nothing about it now, so they count bad samples anew.
+func (f *AppSoft) restarted() {
+	f.Restarting = Stamp{}
+	for k, c := range f.Checks {
+		if !c.OK {
+			anew := *c
+			anew.Bad, anew.Failed = 0, false
+			f.Checks[k] = &anew
+		}
+	}
 }
 
 // live says whether the current grant may be running now.
@@ -118,10 +132,16 @@ func (w *work) judge(a *AppState) verdict {
 	if !f.SessionEnd.IsZero() && !f.SessionOpen && w.now.Sub(f.SessionEnd) >= sessionGrace && lastBad {
 		conclude("session", "its storage session ended and the check fails", f.SessionEnd)
 	}
+	if silent < timeout && !f.Restarting.IsZero() && !w.r.noTurn {
+		v.turn = a.Spec.Policy.RestartTime.D() - w.now.Sub(f.Restarting)
+	}
 	v.decide(w, conclusive, channels)
 	return v
 }
 
+// decide takes one conclusive proof, or enough channels. While the agent, which
+// is heard, restarts what failed, the channels see the same failure that it is
+// mending: they count again when the restart took too long.
 func (v *verdict) decide(w *work, conclusive string, channels map[string]bool) {
 	need := 2
 	if w.r.oneChannel {
@@ -130,7 +150,7 @@ func (v *verdict) decide(w *work, conclusive string, channels map[string]bool) {
 	switch {
 	case conclusive != "":
 		v.suspect, v.failed, v.why = true, true, conclusive
-	case len(channels) >= need && w.now.At >= w.s.Soft.QuietUntil:
+	case len(channels) >= need && w.now.At >= w.s.Soft.QuietUntil && v.turn <= 0:
 		v.failed = true
 		for i, o := range v.obs {
 			if i > 0 {

@@ -178,6 +178,7 @@ type ResourceState string
 // The states of a resource.
 const (
 	ResourceOnline  ResourceState = "online"
+	ResourceRestart ResourceState = "starting" // was online; it is being started again on its node
 	ResourceFailed  ResourceState = "failed"
 	ResourceOffline ResourceState = "offline"
 )

@@ -135,6 +135,9 @@ func (w *work) explainChannels(x *Explanation, a *AppState) {
 	switch {
 	case v.failed:
 		x.row("verdict", true, "failed: %s", v.why)
+	case v.turn > 0:
+		x.row("verdict", false, "the agent restarts what failed: a conclusive proof is needed for %s more, then two failed channels; %d so far",
+			v.turn.Round(100*time.Millisecond), len(v.obs))
 	case v.suspect:
 		x.row("verdict", false, "suspect: two failed channels or one conclusive proof are needed; %d so far", len(v.obs))
 	default:

@@ -13,6 +13,7 @@ type Rules struct {
 	ownerIgnored   bool // a node may carry two applications
 	releaseTrusted bool // an attested release counts whatever the target saw
 	failuresStay   bool // a resource that failed once has failed for ever
+	noTurn         bool // the agent's own restart does not go first
 }
 
 // Bug names a rule that a test switches off to see that the checks notice.
@@ -30,6 +31,7 @@ const (
 	BugOwnerIgnored   Bug = "owner not checked"
 	BugReleaseTrusted Bug = "log-out not checked"
 	BugFailuresStay   Bug = "restart not believed"
+	BugNoTurn         Bug = "restart not awaited"
 )
 
 // Sabotage gives rules with one switched off. It wants a test to stand there.
@@ -61,6 +63,8 @@ func Sabotage(tb interface {
 		r.releaseTrusted = true
 	case BugFailuresStay:
 		r.failuresStay = true
+	case BugNoTurn:
+		r.noTurn = true
 	default:
 		panic("no such bug: " + string(b))
 	}

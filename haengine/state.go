@@ -260,6 +260,7 @@ type AppSoft struct {
 	Suspected   Stamp             `json:"suspected"` // first sign of the current suspicion, or zero
 	Heartbeat   Stamp             `json:"heartbeat"` // of the current grant
 	Failing     map[string]string `json:"failing"`   // by resource, "" for the whole group: what the agent says of it; not conclusive
+	Restarting  Stamp             `json:"restarting"` // when the agent first said that it restarts what failed, or zero
 	Conclusive  string            `json:"conclusive"`
 	SessionOpen bool              `json:"sessionOpen"`
 	SessionEnd  Stamp             `json:"sessionEnd"`

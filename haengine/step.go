@@ -349,8 +349,18 @@ func (w *work) reported(e AgentReport) {
 		if delete(f.Failing, e.Resource); e.Resource == "" {
 			f.Failing = nil
 		}
+		if len(f.Failing) == 0 && !f.Restarting.IsZero() {
+			f.restarted()
+		}
 		return
+	case ResourceRestart:
+		if f.Restarting.IsZero() {
+			f.Restarting = w.now
+		}
 	case ResourceFailed:
+		if f.Restarting.IsZero() {
+			f.Restarting = w.now
+		}
 		if f.Failing == nil {
 			f.Failing = map[string]string{}
 		}

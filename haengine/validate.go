@@ -24,6 +24,7 @@ const (
 	DefaultOnlineDeadline = Duration(3 * time.Minute)
 	DefaultRestarts       = 2
 	DefaultRestartWindow  = Duration(5 * time.Minute)
+	DefaultRestartTime    = Duration(30 * time.Second)
 	DefaultMaxFailovers   = 5
 	DefaultFailoverWindow = Duration(time.Hour)
 	DefaultMaxAttempts    = 4
@@ -43,6 +44,7 @@ func (p Policy) WithDefaults() Policy {
 	fill(&p.OnlineDeadline, DefaultOnlineDeadline)
 	fill(&p.Restarts, DefaultRestarts)
 	fill(&p.RestartWindow, DefaultRestartWindow)
+	fill(&p.RestartTime, DefaultRestartTime)
 	fill(&p.MaxFailovers, DefaultMaxFailovers)
 	fill(&p.FailoverWindow, DefaultFailoverWindow)
 	fill(&p.MaxAttempts, DefaultMaxAttempts)
@@ -344,6 +346,7 @@ func (p Policy) validate(where string) error {
 	for name, d := range map[string]Duration{
 		"lease": p.Lease, "dropBound": p.DropBound, "margin": p.Margin, "fenceDeadline": p.FenceDeadline,
 		"bootDeadline": p.BootDeadline, "onlineDeadline": p.OnlineDeadline, "failoverWindow": p.FailoverWindow, "retryAfter": p.RetryAfter,
+		"restartTime": p.RestartTime,
 	} {
 		if d <= 0 {
 			return invalid(where, name, "it is not positive", "leave it out for the default")

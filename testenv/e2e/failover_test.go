@@ -34,8 +34,9 @@ func TestFailovers(t *testing.T) {
 	story("the appliance is killed while it fences", false, killedWhile("fencing"))
 	story("the appliance is killed while the service comes online", false, killedWhile("onlining"))
 	story("the link is cut", false, proven(lab.LinkCut))
-	story("the service hangs while the node lives", false, serviceFails(lab.HangService))
-	story("the service crashes and does not come back", false, serviceFails(lab.CrashService))
+	story("the service hangs while the node lives", false, hangs)
+	story("the service crashes once", false, mendedInPlace)
+	story("the service crashes and does not come back", false, crashes)
 	story("an operator moves it", false, planned)
 	story("no node is eligible until one is added", false, nobodyEligible)
 	w.client.Stop()
@@ -65,17 +66,45 @@ func proven(fault string) func(*world) {
 	}
 }
 
-// serviceFails does a fault to the database while its node lives: every process is
-// stopped (node, agent and TCP answer on), or it is killed and cannot be started
-// again.
-func serviceFails(fault string) func(*world) {
-	return func(w *world) {
-		before := w.orders()
-		cut := time.Now()
-		w.fail(before.Status.Node, fault, database)
-		w.moved(before, cut)
-		w.settled(before.Status.Node)
+// hangs stops every process of the database; node, agent and TCP answer on.
+func hangs(w *world) {
+	before := w.orders()
+	cut := time.Now()
+	w.fail(before.Status.Node, lab.HangService, database)
+	w.moved(before, cut)
+	w.settled(before.Status.Node)
+}
+
+// mendedInPlace kills the database once: its agent's restart comes first, and
+// nothing moves.
+func mendedInPlace(w *world) {
+	before := w.orders()
+	cut := time.Now()
+	w.fail(before.Status.Node, lab.KillService, database)
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	if _, err := w.client.AckAfter(ctx, time.Now().Add(time.Second)); err != nil {
+		w.stuck(err)
 	}
+	w.running()
+	if after := w.orders(); after.Status.Epoch != before.Status.Epoch || after.Status.Node != before.Status.Node {
+		w.t.Errorf("it moved from %s epoch %d to %s epoch %d", before.Status.Node, before.Status.Epoch, after.Status.Node, after.Status.Epoch)
+	}
+	w.t.Logf("mended on %s; longest silence %.1f s", before.Status.Node, w.silence(cut).Seconds())
+	w.wholeAndAlone()
+}
+
+// crashes kills the database so that it cannot be started again: it moves once
+// the agent's local restarts are spent, not before.
+func crashes(w *world) {
+	before := w.orders()
+	cut := time.Now()
+	w.fail(before.Status.Node, lab.CrashService, database)
+	_, record := w.moved(before, cut)
+	if !strings.Contains(record.Cause, "local restarts are spent") {
+		w.t.Errorf("it moved for %q: the agent's restarts come first", record.Cause)
+	}
+	w.settled(before.Status.Node)
 }
 
 // settled heals a node that orders left and waits until it may be chosen again.

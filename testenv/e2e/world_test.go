@@ -227,6 +227,19 @@ func (w *world) heal(node string) {
 	}
 }
 
+// running waits until orders is said to run, with nothing suspect about it.
+func (w *world) running() {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	if _, err := w.site.Until(ctx, "orders running", func(s api.Snapshot) bool {
+		app, ok := site.Application(s, "orders")
+		return ok && app.Status.Phase == "running"
+	}); err != nil {
+		w.stuck(err)
+	}
+}
+
 // moved waits until orders runs under a later epoch than before, then checks
 // everything that must be true after any hand-over.
 func (w *world) moved(before api.Application, since time.Time) (api.Application, api.Failover) {

@@ -148,14 +148,15 @@ func (s *Sim) checkBudget(a *haengine.AppState, st haengine.State) {
 func (s *Sim) checkJustified(name string, f *haengine.Failover) {
 	truth := s.w.app(name)
 	n := s.w.node(f.From)
-	if n == nil || n.inst == nil || !n.serves(name) || n.inst.dropping {
+	mends := n != nil && s.w.mends(n, name)
+	if n == nil || n.inst == nil || !n.serves(name) && !mends || n.inst.dropping {
 		return
 	}
 	if i := n.inst; i.unhung > 0 && s.now-i.unhung < 5e9 {
 		return
 	}
 	broken := 0
-	if truth.probe || n.pathCut || s.now-s.w.probeFixed(truth) < 8e9 {
+	if mends || truth.probe || n.pathCut || s.now-s.w.probeFixed(truth) < 8e9 {
 		broken++
 	}
 	if n.noHB || n.pathCut || s.now-s.w.hbFixed(n) < 8e9 {

@@ -44,7 +44,7 @@ func faults() []fault {
 		}},
 		{"service restarts in place", func(s *Sim) func() {
 			if n := s.owner(); n.inst != nil && n.inst.up && !n.inst.dropping {
-				s.w.restart(n, n.inst)
+				s.w.restart(n, n.inst, s.between(200*time.Millisecond, 20*time.Second))
 			}
 			return nil
 		}},

@@ -143,6 +143,7 @@ func TestPlantedBugs(t *testing.T) {
 		{haengine.BugFreezeIgnored, "S9", nil},
 		{haengine.BugOwnerIgnored, "S12", nil},
 		{haengine.BugFailuresStay, "S7", []string{"service restarts in place", "probe path broken"}},
+		{haengine.BugNoTurn, "S7", []string{"service restarts in place"}},
 		{haengine.BugReleaseTrusted, "S1", []string{"release without log-out, then silence, bmc dead, probe path broken"}},
 	} {
 		t.Run(string(c.bug), func(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 //	lie-bmc n1              it says off and does nothing; truth-bmc n1 ends it
 //	hang n1                 and resume n1: the service on the node
 //	crash-service n1        its local restarts are spent
+//	restart-service n1 8s   it crashes, and the agent's restart takes so long
 //	bad-app n1              the application does not come online there
 //	lose-heartbeats n1      and find-heartbeats n1
 //	lose-acks n1            and find-acks n1: its heartbeats arrive, the answers are lost
@@ -161,12 +162,12 @@ func (st *Story) verb(verb string, args []string) error {
 		if n == nil {
 			return fmt.Errorf("no such verb, or no node %q", arg(0))
 		}
-		return st.nodeVerb(verb, n)
+		return st.nodeVerb(verb, n, arg(1))
 	}
 	return nil
 }
 
-func (st *Story) nodeVerb(verb string, n *node) error {
+func (st *Story) nodeVerb(verb string, n *node, arg string) error {
 	s := st.s
 	switch verb {
 	case "cut-power":
@@ -188,7 +189,7 @@ func (st *Story) nodeVerb(verb string, n *node) error {
 		n.noAck = verb == "lose-acks"
 	case "bad-app", "good-app":
 		n.badApp = verb == "bad-app"
-	case "hang", "resume", "crash-service":
+	case "hang", "resume", "crash-service", "restart-service":
 		i := n.inst
 		if i == nil {
 			return fmt.Errorf("%s runs nothing", n.name)
@@ -197,6 +198,12 @@ func (st *Story) nodeVerb(verb string, n *node) error {
 		case "crash-service":
 			i.up = false
 			s.w.report(n, i, haengine.ResourceFailed, "exit status 1")
+		case "restart-service":
+			d, err := time.ParseDuration(arg)
+			if err != nil {
+				return err
+			}
+			s.w.restart(n, i, d)
 		default:
 			i.hung = verb == "hang"
 		}

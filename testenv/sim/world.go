@@ -76,6 +76,7 @@ type instance struct {
 	addr     bool // the address is configured
 	hung     bool
 	unhung   time.Duration // when it went on after a hang
+	mending  time.Duration // until then the agent's restart of the service goes first: the appliance was told
 	dropping bool
 	online   bool          // onlining was begun
 	failed   bool          // onlining ended badly
@@ -393,17 +394,33 @@ func (w *world) tell(n *node, i *instance, st haengine.ResourceState, exhausted 
 	}
 }
 
-// restart is a crash of the service that the agent mends by itself.
-func (w *world) restart(n *node, i *instance) {
+// restart is a crash of the service that the agent mends by itself within d.
+func (w *world) restart(n *node, i *instance, d time.Duration) {
 	gen := n.gen
 	i.up = false
+	if w.reaches(n) {
+		i.mending = w.s.now + w.app(i.key.app).spec.Policy.WithDefaults().RestartTime.D()
+	}
 	w.tell(n, i, haengine.ResourceFailed, false, "exit status 1; local restart 1 of 2")
-	w.s.after(w.s.between(200*time.Millisecond, 1500*time.Millisecond), func() {
-		if n.gen == gen && n.inst == i && !i.dropping && !n.frozen && w.admitted(n, i) {
-			i.up, i.unhung = true, w.s.now
-			w.tell(n, i, haengine.ResourceOnline, false, "")
+	w.s.after(d, func() {
+		if n.gen != gen || n.inst != i || i.dropping || n.frozen {
+			return
 		}
+		i.mending = 0
+		if !w.admitted(n, i) {
+			w.report(n, i, haengine.ResourceFailed, "it does not start")
+			return
+		}
+		i.up, i.unhung = true, w.s.now
+		w.tell(n, i, haengine.ResourceOnline, false, "")
 	})
+}
+
+// mends says whether the agent restarts the application there, heard by the
+// appliance in its present life.
+func (w *world) mends(n *node, app string) bool {
+	i := n.inst
+	return n.powered && !n.frozen && !n.cut && i != nil && i.key.app == app && w.s.now < i.mending && w.s.now-w.s.started > 45*time.Second
 }
 
 // admitted says whether the target lets the instance write.

@@ -142,6 +142,8 @@ func (a *agents) Report(ctx context.Context, s server.Session, r agentlink.Repor
 		state = haengine.ResourceFailed
 	case agentlink.ResourceOffline:
 		state = haengine.ResourceOffline
+	case agentlink.ResourceStarting:
+		state = haengine.ResourceRestart
 	default:
 		return // on its way: no state to judge by
 	}

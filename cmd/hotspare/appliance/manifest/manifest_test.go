@@ -159,6 +159,7 @@ func TestEveryFieldIsDocumented(t *testing.T) {
 	for name, value := range map[string]string{
 		"lease": short(p.Lease), "dropBound": short(p.DropBound), "margin": short(p.Margin), "fenceDeadline": short(p.FenceDeadline),
 		"bootDeadline": short(p.BootDeadline), "onlineDeadline": short(p.OnlineDeadline), "retryAfter": short(p.RetryAfter),
+		"restartTime": short(p.RestartTime),
 		"maxAttempts": strconv.Itoa(p.MaxAttempts), "previous": p.Previous,
 		"restarts`, `restartWindow":      strconv.Itoa(p.Restarts) + " in " + short(p.RestartWindow),
 		"maxFailovers`, `failoverWindow": strconv.Itoa(p.MaxFailovers) + " in " + short(p.FailoverWindow),
