@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -37,7 +38,10 @@ type Options struct {
 type Server struct {
 	app  *fiber.App
 	log  *slog.Logger
-	done chan struct{}
+	done chan struct{} // closed by Shutdown: ends the streams
+
+	mu        sync.Mutex // of what follows, and of closing done
+	listeners []net.Listener
 }
 
 // New builds a Server.
@@ -104,16 +108,39 @@ func (s *Server) logged(c *fiber.Ctx) error {
 	return err
 }
 
-// Serve answers on ln until Shutdown; it may run on several listeners at once.
-func (s *Server) Serve(ln net.Listener) error { return s.app.Listener(ln) }
+// Serve answers on ln until Shutdown, which closes it; it may run on several
+// listeners at once. After a Shutdown it closes ln and returns.
+func (s *Server) Serve(ln net.Listener) error {
+	s.mu.Lock()
+	if s.shut() {
+		s.mu.Unlock()
+		return ln.Close()
+	}
+	s.listeners = append(s.listeners, ln)
+	s.mu.Unlock()
+	return s.app.Listener(ln)
+}
+
+func (s *Server) shut() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
 
 // Shutdown ends the streams, waits for running requests within ctx and closes
 // all listeners.
 func (s *Server) Shutdown(ctx context.Context) error {
-	select {
-	case <-s.done:
-	default:
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.shut() {
 		close(s.done)
 	}
-	return s.app.ShutdownWithContext(ctx)
+	err := s.app.ShutdownWithContext(ctx)
+	for _, ln := range s.listeners {
+		_ = ln.Close() // one that fiber had not begun to serve; the others are closed
+	}
+	return err
 }

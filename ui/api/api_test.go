@@ -304,3 +304,36 @@ func TestNoApplianceIsSaidClearly(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 }
+
+// A listener whose turn comes when the server was shut down already is closed
+// too: whoever waits for Serve would wait for ever.
+func TestAServerThatWasShutServesNoFurtherListener(t *testing.T) {
+	s := &site{}
+	srv, err := api.New(api.Options{Verbs: api.Verbs{Viewer: s, Resources: s, Images: s, Engine: s, Explainer: s, History: s}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := srv.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	select {
+	case err := <-served:
+		if err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		ln.Close()
+		<-served
+		t.Fatal("it serves after its shutdown")
+	}
+	if c, err := net.Dial("tcp", ln.Addr().String()); err == nil {
+		c.Close()
+		t.Error("the listener is open")
+	}
+}
