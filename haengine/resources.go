@@ -165,7 +165,7 @@ type Policy struct {
 	OnlineDeadline Duration       `json:"onlineDeadline,omitempty" yaml:"onlineDeadline,omitempty"` // from the claim to the application's own check
 	Restarts       int            `json:"restarts,omitempty" yaml:"restarts,omitempty"`             // local restarts within RestartWindow before the agent reports a failure; -1: none
 	RestartWindow  Duration       `json:"restartWindow,omitempty" yaml:"restartWindow,omitempty"`
-	RestartTime    Duration       `json:"restartTime,omitempty" yaml:"restartTime,omitempty"` // the agent's local restart goes before failed checks for at most this long
+	RestartTime    Duration       `json:"restartTime,omitempty" yaml:"restartTime,omitempty"`   // the agent's local restart goes before failed checks for at most this long
 	MaxFailovers   int            `json:"maxFailovers,omitempty" yaml:"maxFailovers,omitempty"` // F of SAFETY S11, within FailoverWindow
 	FailoverWindow Duration       `json:"failoverWindow,omitempty" yaml:"failoverWindow,omitempty"`
 	MaxAttempts    int            `json:"maxAttempts,omitempty" yaml:"maxAttempts,omitempty"` // nodes or ways tried within one failover before it waits for news

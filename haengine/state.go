@@ -257,9 +257,9 @@ type AppSoft struct {
 	Since       Instant           `json:"since"`  // when these counters began
 	Checks      map[string]*Check `json:"checks"` // by monitor name and vantage, "sql/appliance"
 	LastGood    Stamp             `json:"lastGood"`
-	Suspected   Stamp             `json:"suspected"` // first sign of the current suspicion, or zero
-	Heartbeat   Stamp             `json:"heartbeat"` // of the current grant
-	Failing     map[string]string `json:"failing"`   // by resource, "" for the whole group: what the agent says of it; not conclusive
+	Suspected   Stamp             `json:"suspected"`  // first sign of the current suspicion, or zero
+	Heartbeat   Stamp             `json:"heartbeat"`  // of the current grant
+	Failing     map[string]string `json:"failing"`    // by resource, "" for the whole group: what the agent says of it; not conclusive
 	Restarting  Stamp             `json:"restarting"` // when the agent first said that it restarts what failed, or zero
 	Conclusive  string            `json:"conclusive"`
 	SessionOpen bool              `json:"sessionOpen"`

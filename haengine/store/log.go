@@ -41,6 +41,7 @@ type logFile struct {
 	path string
 	seq  uint64 // of the last record
 	size int64
+	sync func(*os.File) error // of a new log; tests let it fail
 }
 
 func seal(seq uint64, body []byte) []byte {
@@ -58,7 +59,7 @@ func openLog(path string, apply func(seq uint64, r record) error) (*logFile, err
 	if err != nil {
 		return nil, fmt.Errorf("engine log: %w", err)
 	}
-	l := &logFile{f: f, path: path}
+	l := &logFile{f: f, path: path, sync: (*os.File).Sync}
 	if err := l.replay(apply); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -224,7 +225,7 @@ func (l *logFile) compact(d haengine.Durable) error {
 	if _, err := f.Write(b); err != nil {
 		return errors.Join(fmt.Errorf("engine log: %w", err), f.Close(), os.Remove(next))
 	}
-	err = f.Sync() // before the old log goes: the new one must be able to replace it
+	err = l.sync(f) // before the old log goes: the new one must be able to replace it
 	if err == nil {
 		err = os.Rename(next, l.path)
 	}
@@ -232,7 +233,7 @@ func (l *logFile) compact(d haengine.Durable) error {
 		err = syncDir(filepath.Dir(l.path))
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("engine log: %w", err), f.Close())
+		return errors.Join(fmt.Errorf("engine log: replace it: %w", err), f.Close())
 	}
 	old := l.f
 	l.f, l.seq, l.size = f, l.seq+1, int64(len(b))

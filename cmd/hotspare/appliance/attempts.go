@@ -43,6 +43,10 @@ type attempt struct {
 // (SAFETY, trust level L1: at most 10 minutes).
 const joinLife = 10 * time.Minute
 
+// maxRedeemed hashes of spent tokens are kept to name a second use as one; an
+// older token is refused all the same, as unknown.
+const maxRedeemed = 4096
+
 // attempts keeps the live attempts in one file (mode 0600, written whole and
 // renamed), one per node. The join token itself is never stored: its hash is.
 type attempts struct {
@@ -51,7 +55,7 @@ type attempts struct {
 
 	mu   sync.Mutex
 	live map[string]attempt // by node
-	dead map[string]bool    // hashes of join tokens that were redeemed, of this process and before
+	dead []string           // hashes of join tokens that were redeemed, of this process and before, oldest first
 }
 
 const attemptsVersion = 1
@@ -63,7 +67,7 @@ type attemptsFile struct {
 }
 
 func openAttempts(path string) (*attempts, error) {
-	a := &attempts{path: path, now: time.Now, live: map[string]attempt{}, dead: map[string]bool{}}
+	a := &attempts{path: path, now: time.Now, live: map[string]attempt{}}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, nil
@@ -81,23 +85,17 @@ func openAttempts(path string) (*attempts, error) {
 	for _, x := range f.Attempts {
 		a.live[x.Node] = x
 	}
-	for _, h := range f.Redeemed {
-		a.dead[h] = true
-	}
+	a.dead = f.Redeemed
 	return a, nil
 }
 
 // save writes the file; the caller holds mu.
 func (a *attempts) save() error {
-	f := attemptsFile{Version: attemptsVersion}
+	f := attemptsFile{Version: attemptsVersion, Redeemed: a.dead}
 	for _, x := range a.live {
 		f.Attempts = append(f.Attempts, x)
 	}
 	slices.SortFunc(f.Attempts, func(x, y attempt) int { return x.Created.Compare(y.Created) })
-	for h := range a.dead {
-		f.Redeemed = append(f.Redeemed, h)
-	}
-	slices.Sort(f.Redeemed)
 	b, err := json.Marshal(f)
 	if err != nil {
 		return fmt.Errorf("boot attempts: %w", err)
@@ -216,7 +214,7 @@ func (a *attempts) redeem(hash [sha256.Size]byte, facts agentlink.Facts) (attemp
 			return x, nil // the same boot asks again: its answer was lost with an earlier process
 		}
 	}
-	if a.dead[h] {
+	if slices.Contains(a.dead, h) {
 		return attempt{}, &hotspare.Error{
 			Code: hotspare.CodeTokenReused, What: "this join token was used before", Why: "it is for one boot and one use",
 			Fix: "power the node on through hotspare; find out who else can read its boot traffic",
@@ -231,7 +229,8 @@ func (a *attempts) redeem(hash [sha256.Size]byte, facts agentlink.Facts) (attemp
 		}
 		x.Redeemed, x.BootID = a.now(), facts.BootID
 		a.live[node] = x
-		a.dead[h] = true
+		a.dead = append(a.dead, h)
+		a.dead = a.dead[max(0, len(a.dead)-maxRedeemed):]
 		return x, a.save()
 	}
 	return attempt{}, refuseJoin("the token is not known", "it belongs to a start that was taken back, or to another appliance")
