@@ -108,7 +108,10 @@ func (e *Exports) Attach(ctx context.Context, l Login) (*Attachment, error) {
 	a := &Attachment{
 		exports: e, volume: v, dev: v.dev, gate: newGate(), cutFn: l.Cut, ended: make(chan struct{}),
 		export: l.Export, initiator: l.Initiator, address: l.Address, since: e.opts.Now(),
-		readOnly: g.ReadOnly, node: g.Node, bootID: g.BootID,
+		readOnly: g.ReadOnly, node: g.Node, bootID: g.BootID, watch: &e.watch,
+	}
+	if !e.opts.WithoutStatistics {
+		a.stats = &v.stats
 	}
 	if g.Trace {
 		a.trace = v.trace
@@ -146,6 +149,8 @@ type Attachment struct {
 	dev     Device
 	trace   *trace
 	gate    *gate
+	stats   *counters // nil when nothing is measured
+	watch   *stopwatch
 	cutFn   func()
 
 	export    Export
@@ -155,7 +160,7 @@ type Attachment struct {
 	readOnly  bool
 	node      string
 	bootID    string
-	lastWrite atomic.Int64 // unix nanoseconds, 0 for never
+	lastWrite atomic.Int64 // tick of watch, 0 for never
 
 	end   sync.Once
 	ended chan struct{} // closed when the target has let go of the session
@@ -182,7 +187,7 @@ func (a *Attachment) ReadAt(p []byte, off int64) (int, error) {
 		return 0, ErrRevoked
 	}
 	defer a.gate.leave()
-	done := a.volume.stats.begin()
+	done := a.begin()
 	n, err := a.dev.ReadAt(p, off)
 	done.read(n)
 	return n, err
@@ -199,13 +204,13 @@ func (a *Attachment) WriteAt(p []byte, off int64) (int, error) {
 	if a.readOnly {
 		return 0, ErrReadOnly
 	}
-	done := a.volume.stats.begin()
+	done := a.begin()
 	n, err := a.dev.WriteAt(p, off)
-	now := a.exports.opts.Now()
-	done.write(n, now)
-	a.lastWrite.Store(now.UnixNano())
+	at := a.watch.ticks()
+	done.write(n, at, err)
+	a.lastWrite.Store(at)
 	if err == nil && a.trace != nil {
-		err = a.trace.add(a, p, off, now)
+		err = a.trace.add(a, p, off, a.exports.opts.Now())
 	}
 	return n, err
 }
@@ -216,9 +221,9 @@ func (a *Attachment) Flush() error {
 		return ErrRevoked
 	}
 	defer a.gate.leave()
-	done := a.volume.stats.begin()
+	done := a.begin()
 	err := a.dev.Flush()
-	done.flush(a.exports.opts.Now())
+	done.flush(err)
 	return err
 }
 
@@ -231,13 +236,13 @@ func (a *Attachment) Discard(off, n int64) error {
 	if a.readOnly {
 		return ErrReadOnly
 	}
-	done := a.volume.stats.begin()
+	done := a.begin()
 	err := a.dev.Discard(off, n)
-	now := a.exports.opts.Now()
-	done.discard(now)
-	a.lastWrite.Store(now.UnixNano())
+	at := a.watch.ticks()
+	done.discard(n, at, err)
+	a.lastWrite.Store(at)
 	if err == nil && a.trace != nil {
-		err = a.trace.addDiscard(a, off, n, now)
+		err = a.trace.addDiscard(a, off, n, a.exports.opts.Now())
 	}
 	return err
 }

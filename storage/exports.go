@@ -31,6 +31,8 @@ type Options struct {
 	TargetName func(volume, uid string) string
 	// Lab allows grants to AnyInitiator and grants without a secret.
 	Lab bool
+	// WithoutStatistics measures no command; for finding what measuring costs.
+	WithoutStatistics bool
 	// Log gets one line for every grant, revocation, log-in; nil discards.
 	Log *slog.Logger
 	// Now is the clock; default time.Now.
@@ -82,6 +84,7 @@ type Exports struct {
 	opts    Options
 	db      *bbolt.DB
 	install string
+	watch   stopwatch
 
 	mu      sync.Mutex
 	volumes map[string]*volume
@@ -104,6 +107,7 @@ type volume struct {
 // it holds CHAP secrets). Nobody has a session afterwards; whoever has a live
 // grant of the current epoch may log in again.
 func OpenExports(path string, opts Options) (*Exports, error) {
+	watch := newStopwatch(opts.Now)
 	opts = opts.withDefaults(path)
 	if err := opts.validate(); err != nil {
 		return nil, err
@@ -117,7 +121,7 @@ func OpenExports(path string, opts Options) (*Exports, error) {
 		return nil, &hotspare.Error{Code: hotspare.CodeCorrupt, What: "the table of exports does not open", Where: path,
 			Fix: "restore exports.db from a backup; the engine raises every epoch again before it grants", Err: err}
 	}
-	e := &Exports{opts: opts, db: db, volumes: map[string]*volume{}}
+	e := &Exports{opts: opts, db: db, watch: watch, volumes: map[string]*volume{}}
 	if err := e.load(); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}

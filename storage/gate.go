@@ -51,3 +51,6 @@ func (g *gate) shut() int64 {
 }
 
 func (g *gate) isShut() bool { return g.state.Load() >= shutBit }
+
+// inside gives the number of commands that are under way.
+func (g *gate) inside() int64 { return g.state.Load() &^ shutBit }

@@ -111,6 +111,7 @@ type Session struct {
 	Epoch     uint64
 	Since     time.Time
 	LastWrite time.Time // zero if it never wrote
+	InFlight  int64     // its commands under way now
 }
 
 // Sessions gives the live sessions of a volume.
@@ -125,10 +126,8 @@ func (e *Exports) Sessions(volume string) []Session {
 	defer v.mu.Unlock()
 	var out []Session
 	for a := range v.attached {
-		s := Session{Initiator: a.initiator, Address: a.address, Node: a.node, BootID: a.bootID, Epoch: a.export.Epoch, Since: a.since}
-		if n := a.lastWrite.Load(); n != 0 {
-			s.LastWrite = time.Unix(0, n)
-		}
+		s := Session{Initiator: a.initiator, Address: a.address, Node: a.node, BootID: a.bootID, Epoch: a.export.Epoch, Since: a.since, InFlight: a.gate.inside()}
+		s.LastWrite = e.watch.wall(a.lastWrite.Load())
 		out = append(out, s)
 	}
 	return out

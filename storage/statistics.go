@@ -1,73 +1,152 @@
 package storage
 
 import (
-	"math/bits"
 	"sync/atomic"
 	"time"
 )
 
-// Buckets is the number of latency buckets: bucket i counts commands that took
-// less than 2^i microseconds and at least half of that; the last one takes all
-// that is longer.
-const Buckets = 24
-
-// Statistics of one volume since the exports were opened.
+// Statistics of one volume since the exports were opened. The values are read
+// one after the other while commands go on, so they may be apart by a command.
 type Statistics struct {
-	Reads, Writes, Flushes, Discards uint64
+	Reads, Writes, Flushes, Discards uint64 // commands, failed ones too
 	BytesRead, BytesWritten          uint64
-	InFlight                         int64 // commands under way now
-	LastWrite, LastFlush             time.Time
-	Latency                          [Buckets]uint64
+	BytesDiscarded                   uint64
+	InFlight                         int64     // commands under way now, over all sessions
+	LastWrite, LastFlush             time.Time // of the last one that succeeded
+	// How long commands took from the gate of their session to the device's
+	// answer: the time on the wire is not in it.
+	ReadLatency, WriteLatency, FlushLatency, DiscardLatency Histogram
 }
 
+// Rates are the changes of two Statistics by time.
+type Rates struct {
+	Reads, Writes, Flushes  float64 // commands per second
+	BytesRead, BytesWritten float64 // bytes per second
+	// Queue is the mean number of commands that were under way (Little's law).
+	Queue float64
+}
+
+// RatesOf gives the rates between two readings that lie span apart; zero for no
+// span, and for counters that began anew in between.
+func RatesOf(old, now Statistics, span time.Duration) Rates {
+	s := span.Seconds()
+	if s <= 0 {
+		return Rates{}
+	}
+	per := func(old, now uint64) float64 {
+		if now < old {
+			return 0
+		}
+		return float64(now-old) / s
+	}
+	busy := now.busy() - old.busy()
+	return Rates{
+		Reads: per(old.Reads, now.Reads), Writes: per(old.Writes, now.Writes), Flushes: per(old.Flushes, now.Flushes),
+		BytesRead: per(old.BytesRead, now.BytesRead), BytesWritten: per(old.BytesWritten, now.BytesWritten),
+		Queue: max(0, busy.Seconds()/s),
+	}
+}
+
+func (s *Statistics) busy() time.Duration {
+	return s.ReadLatency.Sum + s.WriteLatency.Sum + s.FlushLatency.Sum + s.DiscardLatency.Sum
+}
+
+// counters of one volume. Commands add to them without a lock; the number of
+// commands is the sum of its histogram. Times are ticks of the exports' stopwatch.
 type counters struct {
-	reads, writes, flushes, discards atomic.Uint64
-	bytesRead, bytesWritten          atomic.Uint64
-	inFlight                         atomic.Int64
-	lastWrite, lastFlush             atomic.Int64
-	latency                          [Buckets]atomic.Uint64
+	reads, writes, flushes, discards        histogram
+	bytesRead, bytesWritten, bytesDiscarded atomic.Uint64
+	lastWrite, lastFlush                    atomic.Int64 // 0 for never
 }
 
-// command measures one command.
+// stopwatch gives the nanoseconds since it was made, at least 1. Reading it costs
+// half of what the time of day costs, and commands read it twice.
+type stopwatch struct {
+	made time.Time
+	now  func() time.Time // nil: the machine's
+}
+
+func newStopwatch(now func() time.Time) stopwatch {
+	if now == nil {
+		return stopwatch{made: time.Now()}
+	}
+	return stopwatch{now(), now}
+}
+
+func (w *stopwatch) ticks() int64 {
+	if w.now != nil {
+		return max(1, int64(w.now().Sub(w.made)))
+	}
+	return max(1, int64(time.Since(w.made)))
+}
+
+// wall gives the time of day of a tick, as the clock stands now; the zero time
+// for 0.
+func (w *stopwatch) wall(tick int64) time.Time {
+	if tick == 0 {
+		return time.Time{}
+	}
+	now := time.Now
+	if w.now != nil {
+		now = w.now
+	}
+	n := now()
+	return n.Add(time.Duration(tick) - n.Sub(w.made)).Round(0)
+}
+
+// command measures one command. The zero value, of exports without statistics,
+// measures nothing.
 type command struct {
 	c     *counters
-	start time.Time
+	watch *stopwatch
+	start int64
 }
 
-func (c *counters) begin() command {
-	c.inFlight.Add(1)
-	return command{c, time.Now()}
-}
-
-func (m command) end() {
-	us := uint64(time.Since(m.start).Microseconds())
-	m.c.latency[min(bits.Len64(us), Buckets-1)].Add(1)
-	m.c.inFlight.Add(-1)
+func (a *Attachment) begin() command {
+	if a.stats == nil {
+		return command{}
+	}
+	return command{a.stats, a.watch, a.watch.ticks()}
 }
 
 func (m command) read(n int) {
-	m.c.reads.Add(1)
-	m.c.bytesRead.Add(uint64(n))
-	m.end()
+	if m.c != nil {
+		m.c.bytesRead.Add(uint64(n))
+		m.c.reads.add(time.Duration(m.watch.ticks() - m.start))
+	}
 }
 
-func (m command) write(n int, now time.Time) {
-	m.c.writes.Add(1)
+func (m command) write(n int, at int64, err error) {
+	if m.c == nil {
+		return
+	}
 	m.c.bytesWritten.Add(uint64(n))
-	m.c.lastWrite.Store(now.UnixNano())
-	m.end()
+	m.c.writes.add(time.Duration(at - m.start))
+	if err == nil {
+		m.c.lastWrite.Store(at)
+	}
 }
 
-func (m command) flush(now time.Time) {
-	m.c.flushes.Add(1)
-	m.c.lastFlush.Store(now.UnixNano())
-	m.end()
+func (m command) flush(err error) {
+	if m.c == nil {
+		return
+	}
+	at := m.watch.ticks()
+	m.c.flushes.add(time.Duration(at - m.start))
+	if err == nil {
+		m.c.lastFlush.Store(at)
+	}
 }
 
-func (m command) discard(now time.Time) {
-	m.c.discards.Add(1)
-	m.c.lastWrite.Store(now.UnixNano())
-	m.end()
+func (m command) discard(n, at int64, err error) {
+	if m.c == nil {
+		return
+	}
+	m.c.discards.add(time.Duration(at - m.start))
+	if err == nil {
+		m.c.bytesDiscarded.Add(uint64(n))
+		m.c.lastWrite.Store(at)
+	}
 }
 
 // Statistics gives the counters of a volume; all zero for an unknown one.
@@ -80,17 +159,19 @@ func (e *Exports) Statistics(volume string) Statistics {
 	}
 	c := &v.stats
 	s := Statistics{
-		Reads: c.reads.Load(), Writes: c.writes.Load(), Flushes: c.flushes.Load(), Discards: c.discards.Load(),
-		BytesRead: c.bytesRead.Load(), BytesWritten: c.bytesWritten.Load(), InFlight: c.inFlight.Load(),
+		BytesRead: c.bytesRead.Load(), BytesWritten: c.bytesWritten.Load(), BytesDiscarded: c.bytesDiscarded.Load(),
+		LastWrite: e.watch.wall(c.lastWrite.Load()), LastFlush: e.watch.wall(c.lastFlush.Load()),
 	}
-	if n := c.lastWrite.Load(); n != 0 {
-		s.LastWrite = time.Unix(0, n)
-	}
-	if n := c.lastFlush.Load(); n != 0 {
-		s.LastFlush = time.Unix(0, n)
-	}
-	for i := range s.Latency {
-		s.Latency[i] = c.latency[i].Load()
+	c.reads.load(&s.ReadLatency)
+	c.writes.load(&s.WriteLatency)
+	c.flushes.load(&s.FlushLatency)
+	c.discards.load(&s.DiscardLatency)
+	s.Reads, s.Writes = s.ReadLatency.Count(), s.WriteLatency.Count()
+	s.Flushes, s.Discards = s.FlushLatency.Count(), s.DiscardLatency.Count()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for a := range v.attached {
+		s.InFlight += a.gate.inside()
 	}
 	return s
 }
