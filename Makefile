@@ -10,7 +10,7 @@ NICE    := $(shell command -v nice >/dev/null && echo nice -n 5)
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-full soak bench lint vet packages test-packages images vagrant-validate clean
+.PHONY: help build demo test test-full soak bench lint vet packages test-packages bench-packages images vagrant-validate clean
 
 help: ## show this
 	@echo "hotspare: bare metal with a spare tyre"
@@ -30,6 +30,9 @@ packages:
 test-packages: packages
 	@packaging/install-packages packaging/test-packages.txt
 
+bench-packages:
+	@packaging/install-packages packaging/bench-packages.txt
+
 images: packages build ## the two demo images, into out/cache
 	@for image in orders web; do $(BIN)/hotspare-lab image build $$image || exit 1; done
 
@@ -44,8 +47,9 @@ test-full: test-packages build vet lint ## like test, with every end-to-end fail
 soak: ## the simulator over SEEDS=20000 further seeds (about 20 minutes), FROM=100000
 	$(NICE) $(GO) test -count 1 -timeout 24h -v -run ManySeeds ./testenv/sim -sim.seeds $(or $(SEEDS),20000) -sim.from $(or $(FROM),100000)
 
-bench: ## all benchmarks
-	$(GO) test -run '^$$' -bench . -benchmem $(PKGS)
+bench: bench-packages build ## figures beside peers and the machine's limits, PART=storage (BENCH_QUICK=1: in a minute)
+	$(GO) build -buildvcs=false -trimpath -o $(BIN)/bench ./testenv/bench
+	$(BIN)/bench -part $(or $(PART),storage)
 
 vet: ## go vet
 	$(GO) vet $(PKGS)
