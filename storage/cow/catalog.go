@@ -246,6 +246,14 @@ func (s *Store) change(ctx context.Context, name string, describe func(*volume) 
 
 // OpenVolume gives a device of the volume; several may be open at a time.
 func (s *Store) OpenVolume(name string) (storage.Device, error) {
+	d, err := s.openDevice(name)
+	if err != nil {
+		return nil, err // not d: a nil *device is no nil Device
+	}
+	return d, nil
+}
+
+func (s *Store) openDevice(name string) (*device, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.failure(); err != nil {

@@ -26,6 +26,10 @@ type Options struct {
 	// LogLimit is the size of the log in bytes at which the maps are written out;
 	// default 16 MiB.
 	LogLimit int64
+	// Notify is told what an operator should hear of: a volume stopped for
+	// corruption, the store stopped, space running out. It must not block, and is
+	// called with locks held, so it must not call the store; nil discards.
+	Notify func(Notice)
 	// Log gets what an operator should know; nil discards.
 	Log *slog.Logger
 	// Now is the clock; default time.Now.
@@ -44,6 +48,9 @@ func (o Options) withDefaults(dir string) Options {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Notify == nil {
+		o.Notify = func(Notice) {}
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -201,6 +208,7 @@ func (s *Store) closeFiles() error {
 func (s *Store) fail(cause error) {
 	if s.failed.CompareAndSwap(nil, &cause) && !errors.Is(cause, errClosed) {
 		s.opts.Log.Error("volume store stopped", "dir", s.dir, "err", cause)
+		s.opts.Notify(Notice{Kind: StoreStopped, Err: s.failure()})
 	}
 }
 

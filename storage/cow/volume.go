@@ -77,6 +77,7 @@ func (d *device) stop(cause error) error {
 		Why: "its data does not match its checksum", Fix: "check the disk; restore the volume from a checkpoint", Err: cause})
 	if d.v.stopped.CompareAndSwap(nil, &err) {
 		d.s.opts.Log.Error("volume stopped", "volume", d.v.Name, "err", cause)
+		d.s.opts.Notify(Notice{Kind: VolumeStopped, Volume: d.v.Name, Err: err})
 	}
 	return err
 }
