@@ -30,6 +30,8 @@ type record struct {
 	// Spent are the initiator names of revoked grants, newest last: none of
 	// them is ever granted again.
 	Spent []string `json:"spent,omitempty"`
+	// Kept is what the target keeps for the live grant.
+	Kept *kept `json:"kept,omitempty"`
 }
 
 // maxSpent bounds the list: names are random, the list only catches a caller
@@ -96,7 +98,7 @@ func (r record) revoked(below uint64) (record, bool) {
 		next.Epoch, changed = below, true
 	}
 	if r.Grant != nil && r.Grant.Epoch < below {
-		next.Grant, changed = nil, true
+		next.Grant, next.Kept, changed = nil, nil, true
 		next.Spent = slices.Clone(r.Spent)
 		if r.Grant.Initiator != AnyInitiator {
 			next.Spent = append(next.Spent, r.Grant.Initiator)
