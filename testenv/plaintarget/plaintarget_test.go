@@ -19,60 +19,97 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"hotspare"
 	"hotspare/storage/cow"
 	"hotspare/testenv/plaintarget"
 )
 
-// The test binary is also the target: with this variable set it serves the
-// directory that it names until it is told to stop, or killed.
-const serveVariable = "HOTSPARE_PLAINTARGET_DIR"
+// The test binary is also the target: with this variable set it serves as the
+// setting in it says until it is told to stop, or killed.
+const serveVariable = "HOTSPARE_PLAINTARGET"
 
 func TestMain(m *testing.M) {
-	dir := os.Getenv(serveVariable)
-	if dir == "" {
-		os.Exit(m.Run())
+	text := os.Getenv(serveVariable)
+	if text == "" {
+		goleak.VerifyTestMain(m)
+		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	chap, err := plaintarget.ParseCredentials(os.Getenv("CHAP"))
-	if err == nil {
-		err = plaintarget.Run(ctx, plaintarget.Options{Dir: dir, Listen: os.Getenv("LISTEN"), Chap: chap,
-			Volumes: map[string]int64{"disk": 256 << 20, "other": 64 << 20}, ReadOnly: []string{"other"}, Out: os.Stdout})
-	}
-	if err != nil {
+	if err := serve(ctx, text); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(0)
+}
+
+func serve(ctx context.Context, text string) error {
+	var s setting
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return err
+	}
+	o := s.Options
+	o.Out = os.Stdout
+	var err error
+	if o.Chap, err = plaintarget.ParseCredentials(s.Chap); err != nil {
+		return err
+	}
+	if o.Mutual, err = plaintarget.ParseCredentials(s.Mutual); err != nil {
+		return err
+	}
+	return plaintarget.Run(ctx, o)
+}
+
+// setting is a target's options as its process gets them.
+type setting struct {
+	plaintarget.Options
+	Chap, Mutual string
 }
 
 // target is a target in a process of its own.
 type target struct {
-	t      *testing.T
-	dir    string
-	listen string
-	chap   string
-	cmd    *exec.Cmd
-	portal string
-	iqn    map[string]string
+	t       *testing.T
+	set     setting
+	cmd     *exec.Cmd
+	portals []string
+	volumes map[string]plaintarget.Volume // as it printed them
 }
 
+// start runs a target with a volume of 256 MiB and a read-only one of 64 MiB.
 func start(t *testing.T, chap string) *target {
 	t.Helper()
-	tg := &target{t: t, dir: t.TempDir(), listen: "127.0.0.1:0", chap: chap}
-	tg.run()
-	t.Cleanup(tg.kill)
-	return tg
+	return startAs(t, setting{Chap: chap, Options: plaintarget.Options{
+		Volumes: map[string]int64{"disk": 256 << 20, "other": 64 << 20}, ReadOnly: []string{"other"}}})
 }
 
+// startAs runs a target with the setting, on a free port and in a directory of
+// the test if the setting names none.
+func startAs(t *testing.T, s setting) *target {
+	t.Helper()
+	if s.Dir == "" {
+		s.Dir = t.TempDir()
+	}
+	if s.Listen == "" {
+		s.Listen = "127.0.0.1:0"
+	}
+	g := &target{t: t, set: s}
+	t.Cleanup(g.kill)
+	g.run()
+	return g
+}
+
+// run starts the process; again after kill or stop, on the same ports.
 func (g *target) run() {
 	g.t.Helper()
+	text, err := json.Marshal(g.set)
+	if err != nil {
+		g.t.Fatal(err)
+	}
 	g.cmd = exec.Command(os.Args[0])
-	g.cmd.Env = append(os.Environ(), serveVariable+"="+g.dir, "LISTEN="+g.listen, "CHAP="+g.chap)
+	g.cmd.Env = append(os.Environ(), serveVariable+"="+string(text))
 	g.cmd.Stderr = os.Stderr
+	g.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	out, err := g.cmd.StdoutPipe()
 	if err != nil {
 		g.t.Fatal(err)
@@ -80,33 +117,52 @@ func (g *target) run() {
 	if err := g.cmd.Start(); err != nil {
 		g.t.Fatal(err)
 	}
-	g.iqn = map[string]string{}
+	g.volumes = map[string]plaintarget.Volume{}
 	sc := bufio.NewScanner(out)
 	for sc.Scan() {
 		if sc.Text() == "ready" {
-			g.listen = g.portal
+			g.set.Listen = g.portals[0]
+			g.set.Portals = g.portals[1:]
 			return
 		}
-		var l struct{ Name, Portal, IQN string }
-		if err := json.Unmarshal(sc.Bytes(), &l); err != nil {
+		var v plaintarget.Volume
+		if err := json.Unmarshal(sc.Bytes(), &v); err != nil {
 			g.t.Fatalf("%s: %v", sc.Text(), err)
 		}
-		g.portal, g.iqn[l.Name] = l.Portal, l.IQN
+		g.volumes[v.Name] = v
+		if g.portals = v.Portals; len(g.portals) == 0 {
+			g.portals = []string{v.Portal}
+		}
 	}
 	g.t.Fatal("the target ended before it was ready")
 }
 
 func (g *target) kill() {
-	g.cmd.Process.Kill()
-	g.cmd.Wait()
+	if g.cmd != nil {
+		g.cmd.Process.Kill()
+		g.cmd.Wait()
+	}
 }
 
-func (g *target) url(volume string) string {
-	user := ""
-	if g.chap != "" {
-		user = strings.Replace(g.chap, ":", "%", 1) + "@"
+// stop ends the target as an operator does.
+func (g *target) stop() {
+	g.t.Helper()
+	if err := g.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		g.t.Fatal(err)
 	}
-	return fmt.Sprintf("iscsi://%s%s/%s/0", user, g.portal, g.iqn[volume])
+	if err := g.cmd.Wait(); err != nil {
+		g.t.Fatalf("a target that is told to stop: %v", err)
+	}
+}
+
+func (g *target) url(volume string) string { return g.urlAt(g.portals[0], volume) }
+
+func (g *target) urlAt(portal, volume string) string {
+	user := ""
+	if g.set.Chap != "" {
+		user = strings.Replace(g.set.Chap, ":", "%", 1) + "@"
+	}
+	return fmt.Sprintf("iscsi://%s%s/iqn.2026-11.io.hotspare:%s/0", user, portal, volume)
 }
 
 // client runs a real client and gives its output.
@@ -135,7 +191,7 @@ func must(t *testing.T, name string, args ...string) string {
 
 func TestLibiscsiTools(t *testing.T) {
 	g := start(t, "")
-	if out := must(t, "iscsi-ls", "-s", "iscsi://"+g.portal+"/"); strings.Count(out, "Target:") != 2 || !strings.Contains(out, "DIRECT_ACCESS (Size:255M)") {
+	if out := must(t, "iscsi-ls", "-s", "iscsi://"+g.portals[0]+"/"); strings.Count(out, "Target:") != 2 || !strings.Contains(out, "DIRECT_ACCESS (Size:255M)") {
 		t.Errorf("iscsi-ls:\n%s", out)
 	}
 	if out := must(t, "iscsi-inq", g.url("disk")); !strings.Contains(out, "Vendor:HOTSPARE") {
@@ -191,11 +247,11 @@ func TestQEMUReadsWhatItWrote(t *testing.T) {
 
 func TestWrongSecretIsRefused(t *testing.T) {
 	g := start(t, "somebody:secret-of-12-and-more")
-	g.chap = "somebody:secret-of-somebody-else"
+	g.set.Chap = "somebody:secret-of-somebody-else"
 	if out, err := client(t, "iscsi-inq", g.url("disk")); err == nil {
 		t.Errorf("a wrong secret is let in:\n%s", out)
 	}
-	g.chap = ""
+	g.set.Chap = ""
 	if out, err := client(t, "iscsi-inq", g.url("disk")); err == nil {
 		t.Errorf("nobody is let in:\n%s", out)
 	}
@@ -263,27 +319,12 @@ func TestKillLosesNothingAcknowledged(t *testing.T) { // S14
 		}
 	}
 	g.kill()
-	s, err := cow.Open(context.Background(), g.dir, cow.Options{})
+	s, err := cow.Open(context.Background(), g.set.Dir, cow.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
 	if r, err := s.Check(context.Background()); err != nil || !r.OK() {
 		t.Fatalf("check: %+v, %v", r, err)
-	}
-}
-
-func TestClearErrors(t *testing.T) {
-	g := start(t, "")
-	err := plaintarget.Run(context.Background(), plaintarget.Options{Dir: g.dir, Listen: "127.0.0.1:0"})
-	if hotspare.CodeOf(err) != hotspare.CodeStoreLocked {
-		t.Errorf("a store in use: %v", err)
-	}
-	err = plaintarget.Run(context.Background(), plaintarget.Options{Dir: t.TempDir(), Listen: g.portal})
-	if hotspare.CodeOf(err) != hotspare.CodePortTaken {
-		t.Errorf("a port in use: %v", err)
-	}
-	if _, err := plaintarget.ParseCredentials("user:short"); hotspare.CodeOf(err) != hotspare.CodeInvalid {
-		t.Errorf("a short secret: %v", err)
 	}
 }
