@@ -113,6 +113,7 @@ func (e *Exports) Attach(ctx context.Context, l Login) (*Attachment, error) {
 	if !e.opts.WithoutStatistics {
 		a.stats = &v.stats
 	}
+	a.noWait, _ = v.dev.(NoWaiter)
 	if g.Trace {
 		a.trace = v.trace
 	}
@@ -147,6 +148,7 @@ type Attachment struct {
 	exports *Exports
 	volume  *volume
 	dev     Device
+	noWait  NoWaiter // dev, nil if it is none
 	trace   *trace
 	gate    *gate
 	stats   *counters // nil when nothing is measured

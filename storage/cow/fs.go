@@ -58,7 +58,7 @@ func (o osFS) Open(name string, create bool) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osFile{f}, nil
+	return osFile{File: f, fd: f.Fd()}, nil
 }
 
 func (o osFS) Rename(from, to string) error {
@@ -104,11 +104,14 @@ func (o osFS) Lock() (io.Closer, error) {
 	return f, nil
 }
 
-type osFile struct{ *os.File }
+type osFile struct {
+	*os.File
+	fd uintptr // of File, which the store keeps open as long as it uses it
+}
 
 func (f osFile) Sync() error {
 	for {
-		err := unix.Fdatasync(int(f.Fd()))
+		err := unix.Fdatasync(int(f.fd))
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
@@ -124,7 +127,7 @@ func (f osFile) Size() (int64, error) {
 }
 
 func (f osFile) Punch(off, n int64) error {
-	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	return unix.Fallocate(int(f.fd), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
 // bootID gives the identity of this boot of the machine: while it stays the

@@ -218,24 +218,28 @@ func (d *device) writeSpan(sp span, p []byte) error {
 	if err != nil {
 		return err
 	}
-	mask := maskOf(b0, b1)
+	if own, ok := e.owned(since); ok {
+		if err := d.s.mayOverwrite(own.slot); err != nil {
+			return err
+		}
+	}
+	return d.writeBlocks(sp.cluster, e, since, b0, p, maskOf(b0, b1))
+}
+
+// writeBlocks writes whole blocks of a cluster that is mapped to e; its stripe
+// is held, and what the volume owns of it may be overwritten.
+func (d *device) writeBlocks(c uint32, e entry, since uint32, b0 int, p []byte, mask uint16) error {
 	own, ok := e.owned(since)
 	switch {
 	case ok && own.mask&mask == mask: // no metadata
-		if err := d.s.mayOverwrite(own.slot); err != nil {
-			return err
-		}
 		return d.s.overwrite(own.slot, b0, p)
 	case ok:
-		if err := d.s.mayOverwrite(own.slot); err != nil {
-			return err
-		}
 		if err := d.s.overwrite(own.slot, b0, p); err != nil {
 			return err
 		}
-		return d.remap(sp.cluster, e, own, mask)
+		return d.remap(c, e, own, mask)
 	}
-	return d.writeNew(sp.cluster, e, b0, p, mask)
+	return d.writeNew(c, e, b0, p, mask)
 }
 
 // wholeBlocks gives p extended to whole blocks with what is there now.
