@@ -1,0 +1,183 @@
+package cow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"hotspare"
+	"hotspare/storage"
+)
+
+// ScrubOptions of Scrub.
+type ScrubOptions struct {
+	// Volumes are the volumes and snapshots to read; nil: all of them.
+	Volumes []string
+	// BytesPerSecond bounds how fast the disk is read; 0: no bound.
+	BytesPerSecond int64
+	// Progress is told how far the scrub is, after every cluster; nil: nobody is.
+	Progress func(ScrubProgress)
+}
+
+// ScrubProgress says how far a scrub is.
+type ScrubProgress struct {
+	Volume        string // that is read now
+	Done, Volumes int    // volumes that are done, and all
+	Bytes         int64  // read and compared so far
+}
+
+// ScrubReport is what a scrub found.
+type ScrubReport struct {
+	Volumes int         // that were read to their end
+	Bytes   int64       // read and compared; what volumes share was read once
+	Bad     []BadBlock  // blocks that differ, by volume
+	Unread  []ScrubFail // volumes that could not be read to their end
+}
+
+// OK says whether all that was to be read was read and is sound.
+func (r ScrubReport) OK() bool { return len(r.Bad) == 0 && len(r.Unread) == 0 }
+
+// BadBlock is a block of 4 KiB that does not match its checksum. Volumes that
+// share it are all named.
+type BadBlock struct {
+	Volume string
+	Off    int64 // in the volume, bytes
+}
+
+// ScrubFail says why a volume was not read to its end.
+type ScrubFail struct {
+	Volume string
+	Err    error
+}
+
+// maxBad bounds the blocks that a report names for one volume: beyond it the disk
+// is broken, and the volume is stopped since the first.
+const maxBad = 100
+
+// Scrub reads all data of the volumes and compares it with its checksums, while
+// they are in use. A volume with a block that differs is stopped (STO-002), the
+// others go on. Data that several volumes share is read once. The error is ctx's,
+// or says that a named volume does not exist or that the store is stopped; what
+// was read until then is in the report.
+//
+// It remembers what it has read: 32 MiB for each TiB of data.
+func (s *Store) Scrub(ctx context.Context, o ScrubOptions) (ScrubReport, error) {
+	names := o.Volumes
+	if names == nil {
+		for _, i := range s.List() {
+			names = append(names, i.Name)
+		}
+	}
+	sc := scrub{s: s, o: o, pace: storage.Pace{BytesPerSecond: o.BytesPerSecond}, buf: make([]byte, clusterSize)}
+	for i, name := range names {
+		sc.at = ScrubProgress{Volume: name, Done: i, Volumes: len(names), Bytes: sc.report.Bytes}
+		err := sc.volume(ctx, name)
+		var gone *hotspare.Error
+		switch {
+		case err == nil:
+			sc.report.Volumes++
+		case ctx.Err() != nil:
+			return sc.report, context.Cause(ctx)
+		case s.failure() != nil:
+			return sc.report, s.failure()
+		case o.Volumes == nil && errors.As(err, &gone) && gone.Code == hotspare.CodeNotFound: // deleted meanwhile
+		case o.Volumes != nil && hotspare.CodeOf(err) == hotspare.CodeNotFound:
+			return sc.report, err
+		default:
+			sc.report.Unread = append(sc.report.Unread, ScrubFail{name, err})
+		}
+	}
+	return sc.report, nil
+}
+
+type scrub struct {
+	s      *Store
+	o      ScrubOptions
+	pace   storage.Pace
+	buf    []byte
+	at     ScrubProgress
+	report ScrubReport
+	sound  blockSet // blocks of slots that were read and match
+}
+
+func (sc *scrub) volume(ctx context.Context, name string) error {
+	d, err := sc.s.openDevice(name)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	bad := 0
+	return d.clusters(ctx, 0, d.Size(), func(c uint32, _ entry) error {
+		before := sc.report.Bytes
+		n, err := sc.cluster(d, c, maxBad-bad)
+		if bad += n; err != nil {
+			return err
+		}
+		if sc.at.Bytes = sc.report.Bytes; sc.o.Progress != nil {
+			sc.o.Progress(sc.at)
+		}
+		return sc.pace.Wait(ctx, sc.report.Bytes-before)
+	})
+}
+
+// cluster compares one cluster as it is mapped now, and gives the number of bad
+// blocks in it. At most room of them are put into the report.
+func (sc *scrub) cluster(d *device, c uint32, room int) (bad int, err error) {
+	d.s.io.RLock()
+	defer d.s.io.RUnlock()
+	if err := d.s.failure(); err != nil {
+		return 0, err
+	}
+	lock := &d.v.stripes[c%stripes]
+	lock.RLock()
+	defer lock.RUnlock()
+	e, _ := d.entry(c)
+	for b := 0; b < blocksPerCluster; {
+		n, p, mapped := e.run(b, blocksPerCluster-1)
+		if !mapped || sc.sound.all(p.slot, maskOf(b, b+n-1)) {
+			b += n
+			continue
+		}
+		err := d.s.readBlocks(p.slot, b, sc.buf[:n*blockSize])
+		var worst *badBlock
+		switch {
+		case err == nil:
+			sc.sound.add(p.slot, maskOf(b, b+n-1))
+		case !errors.As(err, &worst):
+			return bad, err
+		case worst.block > b: // what lies before it is sound
+			n = worst.block - b
+			sc.sound.add(p.slot, maskOf(b, b+n-1))
+		default:
+			n = 1
+			off := int64(c)*clusterSize + int64(b)*blockSize
+			if bad++; bad <= room {
+				sc.report.Bad = append(sc.report.Bad, BadBlock{d.v.Name, off})
+			}
+			_ = d.stop(fmt.Errorf("byte %d of the volume: %w", off, err)) // the report names it
+		}
+		sc.report.Bytes += int64(n) * blockSize
+		b += n
+	}
+	return bad, nil
+}
+
+// blockSet is a set of blocks of slots, by pages, as slots in use lie together.
+type blockSet map[uint32]*[1 << 12]uint16
+
+func (b *blockSet) add(slot uint32, mask uint16) {
+	if *b == nil {
+		*b = blockSet{}
+	}
+	page := (*b)[slot>>12]
+	if page == nil {
+		page = new([1 << 12]uint16)
+		(*b)[slot>>12] = page
+	}
+	page[slot&(1<<12-1)] |= mask
+}
+
+func (b blockSet) all(slot uint32, mask uint16) bool {
+	page := b[slot>>12]
+	return page != nil && page[slot&(1<<12-1)]&mask == mask
+}
