@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"hotspare"
 	"hotspare/storage"
 )
 
-// ScrubOptions of Scrub.
+// ScrubOptions of NewScrub.
 type ScrubOptions struct {
 	// Volumes are the volumes and snapshots to read; nil: all of them.
 	Volumes []string
@@ -54,34 +55,73 @@ type ScrubFail struct {
 // is broken, and the volume is stopped since the first.
 const maxBad = 100
 
-// Scrub reads all data of the volumes and compares it with its checksums, while
+// Scrub reads all data of volumes once and compares it with its checksums, while
 // they are in use. A volume with a block that differs is stopped (STO-002), the
-// others go on. Data that several volumes share is read once. The error is ctx's,
-// or says that a named volume does not exist or that the store is stopped; what
-// was read until then is in the report.
-//
-// It remembers what it has read: 32 MiB for each TiB of data.
-func (s *Store) Scrub(ctx context.Context, o ScrubOptions) (ScrubReport, error) {
-	names := o.Volumes
+// others go on. Data that several volumes share is read once; to know that, it
+// remembers what it has read: 32 MiB for each TiB of data.
+type Scrub struct {
+	s      *Store
+	o      ScrubOptions
+	pace   storage.Pace
+	buf    []byte
+	at     ScrubProgress
+	report ScrubReport
+	sound  blockSet // blocks of slots that were read and match
+
+	mu      sync.Mutex
+	spared  map[string]bool // volumes to let go of
+	current string          // the volume that is open
+	cancel  context.CancelCauseFunc
+	closed  chan struct{} // closed when current is
+}
+
+// NewScrub makes a scrub that Run runs.
+func (s *Store) NewScrub(o ScrubOptions) *Scrub {
+	return &Scrub{s: s, o: o, pace: storage.Pace{BytesPerSecond: o.BytesPerSecond}, buf: make([]byte, clusterSize), spared: map[string]bool{}}
+}
+
+// errLetGo ends the reading of a volume that is about to be deleted.
+var errLetGo = errors.New("cow: the scrub lets go of the volume")
+
+// LetGo ends the reading of a volume, now and later in this scrub, so that it can
+// be deleted. When it returns the scrub does not have it open.
+func (sc *Scrub) LetGo(name string) {
+	sc.mu.Lock()
+	sc.spared[name] = true
+	var closed chan struct{}
+	if sc.current == name {
+		sc.cancel(errLetGo)
+		closed = sc.closed
+	}
+	sc.mu.Unlock()
+	if closed != nil {
+		<-closed
+	}
+}
+
+// Run runs the scrub, once. The error is ctx's, or says that a named volume does
+// not exist or that the store is stopped; what was found until then is in the
+// report.
+func (sc *Scrub) Run(ctx context.Context) (ScrubReport, error) {
+	names := sc.o.Volumes
 	if names == nil {
-		for _, i := range s.List() {
+		for _, i := range sc.s.List() {
 			names = append(names, i.Name)
 		}
 	}
-	sc := scrub{s: s, o: o, pace: storage.Pace{BytesPerSecond: o.BytesPerSecond}, buf: make([]byte, clusterSize)}
 	for i, name := range names {
 		sc.at = ScrubProgress{Volume: name, Done: i, Volumes: len(names), Bytes: sc.report.Bytes}
-		err := sc.volume(ctx, name)
-		var gone *hotspare.Error
+		err := sc.open(ctx, name)
+		missing := hotspare.CodeOf(err) == hotspare.CodeNotFound
 		switch {
 		case err == nil:
 			sc.report.Volumes++
+		case errors.Is(err, errLetGo), missing && sc.o.Volumes == nil: // deleted meanwhile
 		case ctx.Err() != nil:
 			return sc.report, context.Cause(ctx)
-		case s.failure() != nil:
-			return sc.report, s.failure()
-		case o.Volumes == nil && errors.As(err, &gone) && gone.Code == hotspare.CodeNotFound: // deleted meanwhile
-		case o.Volumes != nil && hotspare.CodeOf(err) == hotspare.CodeNotFound:
+		case sc.s.failure() != nil:
+			return sc.report, sc.s.failure()
+		case missing:
 			return sc.report, err
 		default:
 			sc.report.Unread = append(sc.report.Unread, ScrubFail{name, err})
@@ -90,17 +130,31 @@ func (s *Store) Scrub(ctx context.Context, o ScrubOptions) (ScrubReport, error) 
 	return sc.report, nil
 }
 
-type scrub struct {
-	s      *Store
-	o      ScrubOptions
-	pace   storage.Pace
-	buf    []byte
-	at     ScrubProgress
-	report ScrubReport
-	sound  blockSet // blocks of slots that were read and match
+// open reads a volume unless it is to be let go of.
+func (sc *Scrub) open(ctx context.Context, name string) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	sc.mu.Lock()
+	if sc.spared[name] {
+		sc.mu.Unlock()
+		return errLetGo
+	}
+	sc.current, sc.cancel, sc.closed = name, cancel, make(chan struct{})
+	sc.mu.Unlock()
+	defer func() {
+		sc.mu.Lock()
+		defer sc.mu.Unlock()
+		sc.current = ""
+		close(sc.closed)
+	}()
+	err := sc.volume(ctx, name)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
-func (sc *scrub) volume(ctx context.Context, name string) error {
+func (sc *Scrub) volume(ctx context.Context, name string) error {
 	d, err := sc.s.openDevice(name)
 	if err != nil {
 		return err
@@ -122,7 +176,7 @@ func (sc *scrub) volume(ctx context.Context, name string) error {
 
 // cluster compares one cluster as it is mapped now, and gives the number of bad
 // blocks in it. At most room of them are put into the report.
-func (sc *scrub) cluster(d *device, c uint32, room int) (bad int, err error) {
+func (sc *Scrub) cluster(d *device, c uint32, room int) (bad int, err error) {
 	d.s.io.RLock()
 	defer d.s.io.RUnlock()
 	if err := d.s.failure(); err != nil {

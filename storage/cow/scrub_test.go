@@ -24,12 +24,12 @@ func TestScrubNamesWhatIsBadAndLeavesTheOthersAlone(t *testing.T) { // S14
 		t.Fatal(err)
 	}
 	var last cow.ScrubProgress
-	r, err := s.Scrub(ctx, cow.ScrubOptions{Progress: func(p cow.ScrubProgress) {
+	r, err := s.NewScrub(cow.ScrubOptions{Progress: func(p cow.ScrubProgress) {
 		if p.Bytes < last.Bytes || p.Done < last.Done {
 			t.Errorf("progress went back from %+v to %+v", last, p)
 		}
 		last = p
-	}})
+	}}).Run(ctx)
 	// What the snapshot shares with the volume is read once.
 	if want := int64(1<<20 + 64<<10 + 4096); err != nil || !r.OK() || r.Volumes != 3 || r.Bytes != want {
 		t.Fatalf("sound store: %+v, %v; want %d bytes", r, err, want)
@@ -43,7 +43,7 @@ func TestScrubNamesWhatIsBadAndLeavesTheOthersAlone(t *testing.T) { // S14
 	if err := errors.Join(fs.Flip("data", 700_000, 0), fs.Flip("data", 5000, 3)); err != nil {
 		t.Fatal(err)
 	}
-	r, err = s.Scrub(ctx, cow.ScrubOptions{})
+	r, err = s.NewScrub(cow.ScrubOptions{}).Run(ctx)
 	want := []cow.BadBlock{{Volume: "a", Off: 170 * 4096}, {Volume: "a@one", Off: 4096}, {Volume: "a@one", Off: 170 * 4096}}
 	if err != nil || r.OK() || !slices.Equal(r.Bad, want) || r.Volumes != 3 {
 		t.Fatalf("%+v, %v", r, err)
@@ -58,16 +58,52 @@ func TestScrubNamesWhatIsBadAndLeavesTheOthersAlone(t *testing.T) { // S14
 	}
 
 	// One volume, one that does not exist, and the end of the wait.
-	if r, err := s.Scrub(ctx, cow.ScrubOptions{Volumes: []string{"b"}}); err != nil || !r.OK() || r.Bytes != 8192 {
+	if r, err := s.NewScrub(cow.ScrubOptions{Volumes: []string{"b"}}).Run(ctx); err != nil || !r.OK() || r.Bytes != 8192 {
 		t.Errorf("b alone: %+v, %v", r, err)
 	}
-	if _, err := s.Scrub(ctx, cow.ScrubOptions{Volumes: []string{"c"}}); hotspare.CodeOf(err) != hotspare.CodeNotFound {
+	if _, err := s.NewScrub(cow.ScrubOptions{Volumes: []string{"c"}}).Run(ctx); hotspare.CodeOf(err) != hotspare.CodeNotFound {
 		t.Errorf("no such volume: %v", err)
 	}
 	why := errors.New("enough")
 	ended, cancel := context.WithCancelCause(ctx)
-	if _, err := s.Scrub(ended, cow.ScrubOptions{BytesPerSecond: 4096, Progress: func(cow.ScrubProgress) { cancel(why) }}); !errors.Is(err, why) {
+	if _, err := s.NewScrub(cow.ScrubOptions{BytesPerSecond: 4096, Progress: func(cow.ScrubProgress) { cancel(why) }}).Run(ended); !errors.Is(err, why) {
 		t.Errorf("ended: %v", err)
+	}
+}
+
+// A volume can be deleted while it is scrubbed: the scrub lets go of it.
+func TestAScrubLetsGoOfAVolume(t *testing.T) {
+	s := newStore(t, faulty.NewFS(1))
+	ctx := t.Context()
+	if err := errors.Join(s.Create(ctx, "a", 1<<20), write(s, "a", 0, 1<<20, 1), s.Create(ctx, "b", 1<<20), write(s, "b", 0, 4096, 1), s.Create(ctx, "c", 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	under := make(chan struct{})
+	sc := s.NewScrub(cow.ScrubOptions{BytesPerSecond: 1, Progress: func(p cow.ScrubProgress) {
+		if p.Volume == "a" && p.Bytes == 65536 {
+			close(under)
+		}
+	}})
+	type end struct {
+		r   cow.ScrubReport
+		err error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		r, err := sc.Run(ctx)
+		ended <- end{r, err}
+	}()
+	<-under // it waits for its pace now, for hours
+	if err := s.Delete(ctx, "a"); hotspare.CodeOf(err) != hotspare.CodeVolumeBusy {
+		t.Fatalf("nothing is to be let go of: %v", err)
+	}
+	sc.LetGo("b")
+	sc.LetGo("a")
+	if err := errors.Join(s.Delete(ctx, "a"), s.Delete(ctx, "b")); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-ended; e.err != nil || !e.r.OK() || e.r.Volumes != 1 {
+		t.Fatalf("%+v, %v", e.r, e.err)
 	}
 }
 
@@ -101,7 +137,7 @@ func TestAScrubOfABrokenDiskGoesOnWithOtherVolumes(t *testing.T) {
 	if err := errors.Join(s.Create(ctx, "a", 1<<20), write(s, "a", 0, 4096, 1), s.Create(ctx, "b", 1<<20), write(s, "b", 0, 4096, 1)); err != nil {
 		t.Fatal(err)
 	}
-	r, err := s.Scrub(ctx, cow.ScrubOptions{})
+	r, err := s.NewScrub(cow.ScrubOptions{}).Run(ctx)
 	if err != nil || r.OK() || r.Volumes != 1 || len(r.Unread) != 1 || r.Unread[0].Volume != "a" || !strings.Contains(r.Unread[0].Err.Error(), "input/output") {
 		t.Fatalf("%+v, %v", r, err)
 	}
