@@ -14,25 +14,25 @@ import (
 	"hotspare/storage"
 )
 
-// plain is a small volume of bytes.
-type plain struct{ b []byte }
+// bytesVolume is a small volume of bytes.
+type bytesVolume struct{ b []byte }
 
-func (d *plain) ReadAt(p []byte, off int64) (int, error)  { return copy(p, d.b[off:]), nil }
-func (d *plain) WriteAt(p []byte, off int64) (int, error) { return copy(d.b[off:], p), nil }
-func (d *plain) Flush() error                             { return nil }
-func (d *plain) Discard(off, n int64) error               { clear(d.b[off : off+n]); return nil }
-func (d *plain) Size() int64                              { return int64(len(d.b)) }
-func (d *plain) Close() error                             { return nil }
+func (d *bytesVolume) ReadAt(p []byte, off int64) (int, error)  { return copy(p, d.b[off:]), nil }
+func (d *bytesVolume) WriteAt(p []byte, off int64) (int, error) { return copy(d.b[off:], p), nil }
+func (d *bytesVolume) Flush() error                             { return nil }
+func (d *bytesVolume) Discard(off, n int64) error               { clear(d.b[off : off+n]); return nil }
+func (d *bytesVolume) Size() int64                              { return int64(len(d.b)) }
+func (d *bytesVolume) Close() error                             { return nil }
 
-type plainVolumes map[string]*plain
+type bytesVolumes map[string]*bytesVolume
 
-func (v plainVolumes) OpenVolume(n string) (storage.Device, error) { return v[n], nil }
-func (v plainVolumes) VolumeUID(n string) (string, error)          { return "uid-" + n, nil }
+func (v bytesVolumes) OpenVolume(n string) (storage.Device, error) { return v[n], nil }
+func (v bytesVolumes) VolumeUID(n string) (string, error)          { return "uid-" + n, nil }
 
 // bench gives a target with two volumes, each granted to another initiator.
-func bench(t testing.TB) (*Target, *storage.Exports, plainVolumes) {
+func bench(t testing.TB) (*Target, *storage.Exports, bytesVolumes) {
 	t.Helper()
-	v := plainVolumes{"mine": {make([]byte, 1<<20)}, "yours": {bytes.Repeat([]byte("yours..."), 1<<17)}}
+	v := bytesVolumes{"mine": {make([]byte, 1<<20)}, "yours": {bytes.Repeat([]byte("yours..."), 1<<17)}}
 	e, err := storage.OpenExports(filepath.Join(t.TempDir(), "exports.db"), storage.Options{Volumes: v})
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +128,9 @@ func FuzzFullFeature(f *testing.F) { // S15, S16
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.lu = newLU(target.unit(ex), a, c)
+		if c.lu, err = newLU(target.unit(ex), a, c); err != nil {
+			t.Fatal(err)
+		}
 		go io.Copy(io.Discard, here)
 		go func() {
 			here.SetWriteDeadline(time.Now().Add(2 * time.Second))

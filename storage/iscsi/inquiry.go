@@ -18,6 +18,7 @@ func standardInquiry() []byte {
 	b[2] = 0x06 // SPC-4
 	b[3] = 0x12 // HISUP, response format 2
 	b[4] = byte(len(b) - 5)
+	b[5] = 0x08 // 3PC
 	b[7] = 0x02 // CMDQUE
 	copy(b[8:], vendor)
 	copy(b[16:], product)
@@ -39,11 +40,13 @@ func (c *call) inquiry() result {
 	var page []byte
 	switch c.cdb[2] {
 	case 0x00:
-		page = []byte{0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2}
+		page = []byte{0x00, 0x80, 0x83, 0x8f, 0xb0, 0xb1, 0xb2}
 	case 0x80:
 		page = []byte(c.att.Export().UID)
 	case 0x83:
 		page = c.identification()
+	case 0x8f:
+		page = thirdPartyCopy()
 	case 0xb0:
 		page = blockLimits()
 	case 0xb1:
@@ -52,7 +55,7 @@ func (c *call) inquiry() result {
 	case 0xb2:
 		page = []byte{0, 0xe4, 2, 0} // UNMAP and both WRITE SAME unmap, unmapped is zeros; thin
 	default:
-		return check(senseField)
+		return check(senseField.inCDB(2))
 	}
 	b := append([]byte{0, c.cdb[2], byte(len(page) >> 8), byte(len(page))}, page...)
 	return good(truncate(b, size))
@@ -86,7 +89,6 @@ func (c *call) identification() []byte {
 // blockLimits gives VPD page B0h (SBC-3, 6.6.4).
 func blockLimits() []byte {
 	b := make([]byte, 60)
-	b[0] = 1 // WSNZ
 	b[1] = maxCompareBlocks
 	binary.BigEndian.PutUint16(b[2:], unmapGranularity)
 	binary.BigEndian.PutUint32(b[4:], maxBlocks)
@@ -150,7 +152,7 @@ func (c *call) reportOperations() result {
 	}
 	switch how := c.cdb[2] & 7; {
 	case how > 3, how == 1 && known && actions, how == 2 && known && !actions:
-		return check(senseField)
+		return check(senseField.inCDB(2))
 	case how == 3 && row != nil && row.action < 0 && action != 0:
 		row = nil
 	}
@@ -174,3 +176,14 @@ func (c *call) reportOperations() result {
 
 // noTimeouts is a command timeouts descriptor that names none.
 func noTimeouts() []byte { return []byte{0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} }
+
+// readDefects serves READ DEFECT DATA 10 and 12 (SBC-3, 5.21 and 5.22): a volume
+// has no list of defects, whatever the format.
+func (c *call) readDefects() result {
+	if len(c.cdb) == 10 {
+		b := []byte{0, c.cdb[2] & 0x1f, 0, 0}
+		return good(truncate(b, int(binary.BigEndian.Uint16(c.cdb[7:]))))
+	}
+	b := []byte{0, c.cdb[1] & 0x1f, 0, 0, 0, 0, 0, 0}
+	return good(truncate(b, int(binary.BigEndian.Uint32(c.cdb[6:]))))
+}

@@ -347,7 +347,12 @@ func (l *login) open(ctx context.Context) error {
 		}
 		return &refusal{LoginUnavailable, err}
 	}
-	c.lu = newLU(c.t.unit(l.export), a, c)
+	lu, err := newLU(c.t.unit(l.export), a, c)
+	if err != nil {
+		a.End()
+		return &refusal{LoginUnavailable, err}
+	}
+	c.lu = lu
 	return nil
 }
 

@@ -17,11 +17,12 @@ const (
 	reservationTypeSupport = 0xea01 // WR_EX_AR, EX_AC_RO, WR_EX_RO, EX_AC, WR_EX; EX_AC_AR
 )
 
-// reservations of one unit (SPC-4, 5.12). They live in memory: they end with the
-// epoch, and a restart of the target ends them too (no APTPL).
+// reservations of one unit (SPC-4, 5.12). They end with the epoch. A restart of
+// the target ends them too, unless the last registration asked otherwise.
 type reservations struct {
 	legacy     *lu // RESERVE(6)
 	generation uint32
+	persists   bool // APTPL: kept in the exports, reserve_kept.go
 	registered []registration
 	holder     string // port that holds the reservation; for the "all registrants" types any of them
 	kind       byte   // 0: no reservation
@@ -125,7 +126,12 @@ func (c *call) readReservation() result {
 }
 
 func (c *call) reportCapabilities() result {
-	b := []byte{0, 8, 0, 0x80, 0, 0, 0, 0} // type mask valid, nothing else
+	b := []byte{0, 8, 0x01, 0x80, 0, 0, 0, 0} // PTPL_C; type mask valid
+	c.unit.mu.Lock()
+	if c.unit.reservations.persists {
+		b[3] |= 0x01 // PTPL_A
+	}
+	c.unit.mu.Unlock()
 	binary.BigEndian.PutUint16(b[4:], reservationTypeSupport)
 	return good(truncate(b, c.allocation()))
 }
@@ -166,19 +172,32 @@ const (
 )
 
 // reserveOut changes reservations. Others hear of it by unit attentions; what
-// PREEMPT AND ABORT aborts has ended before it answers.
+// PREEMPT AND ABORT aborts has ended before it answers. With APTPL the change is
+// durable before it counts.
 func (c *call) reserveOut() result {
 	size := int(binary.BigEndian.Uint32(c.cdb[5:]))
 	if size != 24 || len(c.out) < 24 {
 		return check(senseParamLength)
 	}
 	key, action := binary.BigEndian.Uint64(c.out), binary.BigEndian.Uint64(c.out[8:])
-	if c.out[20]&0x0d != 0 { // SPEC_I_PT, ALL_TG_PT, APTPL
-		return check(senseParam)
+	if c.out[20]&0x0c != 0 { // SPEC_I_PT, ALL_TG_PT
+		return check(senseParam.inData(20))
 	}
 	do := c.cdb[1] & 0x1f
 	c.unit.mu.Lock()
-	res, told, abort := c.changeReservation(do, key, action)
+	next := c.unit.reservations
+	next.registered = slices.Clone(next.registered)
+	res, told, abort := c.changeReservation(&next, do, key, action)
+	if res.status == statusGood {
+		if do == prRegister || do == prRegisterIgnore { // in others the bit means nothing (SPC-4, 6.16.3)
+			next.persists = c.out[20]&0x01 != 0
+		}
+		if err := c.unit.keep(c.att, &next); err != nil {
+			c.unit.mu.Unlock()
+			return failed(err, true)
+		}
+		c.unit.reservations = next
+	}
 	members := make([]*lu, 0, len(c.unit.sessions))
 	for l := range c.unit.sessions {
 		members = append(members, l)
@@ -201,10 +220,9 @@ func (c *call) reserveOut() result {
 	return res
 }
 
-// changeReservation does the change; the unit's mu is held. told says which port
-// gets which attention.
-func (c *call) changeReservation(do byte, key, action uint64) (res result, told map[string]sense, abort bool) {
-	r := &c.unit.reservations
+// changeReservation does the change to r, a copy of the unit's. told says which
+// port gets which attention.
+func (c *call) changeReservation(r *reservations, do byte, key, action uint64) (res result, told map[string]sense, abort bool) {
 	me := r.of(c.port)
 	if do == prRegister || do == prRegisterIgnore {
 		return c.registerKey(r, me, do, key, action)

@@ -9,10 +9,6 @@ import (
 const (
 	maxBlocks        = maxTransfer / blockSize // of one READ, WRITE, VERIFY
 	maxCompareBlocks = 128
-	maxSameBlocks    = maxBlocks
-	maxUnmapRanges   = 256
-	maxUnmapBlocks   = 512 << 20 / blockSize
-	unmapGranularity = 8 // blocks: 4 KiB
 )
 
 func (c *call) testUnitReady() result  { return good(nil) }
@@ -272,95 +268,6 @@ func (c *call) syncCache() result {
 	return good(nil)
 }
 
-// writeSame fills a range with one block, or unmaps it.
-func (c *call) writeSame() result {
-	lba, n := c.extent()
-	flags := c.cdb[1]
-	unmap, anchor := flags&0x08 != 0, flags&0x10 != 0
-	noData := len(c.cdb) == 16 && flags&0x01 != 0
-	switch {
-	case c.protection(), anchor:
-		return check(senseField)
-	case !c.inside(lba, n):
-		return check(senseRange)
-	case n == 0, n > maxSameBlocks: // WSNZ
-		return check(senseField)
-	case c.readOnly():
-		return check(senseWriteProtect)
-	case !noData && len(c.out) != blockSize:
-		return check(senseField)
-	}
-	block, used := make([]byte, blockSize), 0
-	if !noData {
-		block, used = c.out[:blockSize], blockSize
-	}
-	off, size := int64(lba)*blockSize, int64(n)*blockSize
-	c.unit.atomic.RLock()
-	defer c.unit.atomic.RUnlock()
-	if unmap && isZero(block) {
-		if err := c.att.Discard(off, size); err != nil {
-			return failed(err, true)
-		}
-		return moved(used)
-	}
-	fill := bytes.Repeat(block, int(min(n, 1<<20/blockSize)))
-	for end := off + size; off < end; {
-		part := fill[:min(int64(len(fill)), end-off)]
-		if _, err := c.att.WriteAt(part, off); err != nil {
-			return failed(err, true)
-		}
-		off += int64(len(part))
-	}
-	return moved(used)
-}
-
-func isZero(b []byte) bool {
-	for _, x := range b {
-		if x != 0 {
-			return false
-		}
-	}
-	return true
-}
-
-// unmap discards a list of ranges (SBC-3, 5.28). All are checked first.
-func (c *call) unmap() result {
-	size := int(binary.BigEndian.Uint16(c.cdb[7:]))
-	switch {
-	case c.cdb[1]&1 != 0: // ANCHOR
-		return check(senseField)
-	case c.readOnly():
-		return check(senseWriteProtect)
-	case size == 0:
-		return moved(0)
-	case size < 8 || len(c.out) < size:
-		return check(senseParamLength)
-	}
-	list := c.out[8:size]
-	list = list[:min(len(list), int(binary.BigEndian.Uint16(c.out[2:])))/16*16]
-	if len(list)/16 > maxUnmapRanges {
-		return check(senseParam)
-	}
-	for d := list; len(d) > 0; d = d[16:] {
-		lba, n := binary.BigEndian.Uint64(d), binary.BigEndian.Uint32(d[8:])
-		if !c.inside(lba, n) {
-			return check(senseRange)
-		}
-		if n > maxUnmapBlocks {
-			return check(senseParam)
-		}
-	}
-	c.unit.atomic.RLock()
-	defer c.unit.atomic.RUnlock()
-	for d := list; len(d) > 0; d = d[16:] {
-		lba, n := binary.BigEndian.Uint64(d), binary.BigEndian.Uint32(d[8:])
-		if err := c.att.Discard(int64(lba)*blockSize, int64(n)*blockSize); err != nil {
-			return failed(err, true)
-		}
-	}
-	return moved(size)
-}
-
 func (c *call) readCapacity10() result {
 	if c.cdb[8]&1 == 0 && binary.BigEndian.Uint32(c.cdb[2:]) != 0 {
 		return check(senseField)
@@ -377,19 +284,5 @@ func (c *call) readCapacity16() result {
 	binary.BigEndian.PutUint32(b[8:], blockSize)
 	b[13] = physicalExponent
 	b[14] = 0xc0 // LBPME, LBPRZ: thin, and what is unmapped reads as zeros
-	return good(truncate(b, int(binary.BigEndian.Uint32(c.cdb[10:]))))
-}
-
-// lbaStatus says that all is mapped: which blocks are not is the store's
-// business.
-func (c *call) lbaStatus() result {
-	lba := binary.BigEndian.Uint64(c.cdb[2:])
-	if lba >= c.blocks() {
-		return check(senseRange)
-	}
-	b := make([]byte, 24)
-	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
-	binary.BigEndian.PutUint64(b[8:], lba)
-	binary.BigEndian.PutUint32(b[16:], uint32(min(c.blocks()-lba, 0xffffffff)))
 	return good(truncate(b, int(binary.BigEndian.Uint32(c.cdb[10:]))))
 }

@@ -12,6 +12,7 @@ const (
 // call is one command on its way through its handler.
 type call struct {
 	*lu
+	task *task
 	cdb  []byte
 	out  []byte // data from the initiator, all of it
 	edtl int
@@ -75,6 +76,7 @@ func buildOperations() []operation {
 		{0x2f, -1, 10, u(by(0x2f, 0xf6), lba4, by(0), n2, by(4)), accessRead, (*call).verify},
 		{0x34, -1, 10, u(by(0x34, 2), lba4, by(0), n2, by(4)), accessRead, (*call).prefetch},
 		{0x35, -1, 10, u(by(0x35, 2), lba4, by(0), n2, by(4)), accessWrite, (*call).syncCache},
+		{0x37, -1, 10, by(0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 4), accessRead, (*call).readDefects},
 		{0x41, -1, 10, u(by(0x41, 0xf8), lba4, by(0), n2, by(4)), accessWrite, (*call).writeSame},
 		{0x42, -1, 10, by(0x42, 1, 0, 0, 0, 0, 0, 0xff, 0xff, 4), accessWrite, (*call).unmap},
 		{0x55, -1, 10, by(0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 4), accessWrite, (*call).modeSelect},
@@ -90,6 +92,9 @@ func buildOperations() []operation {
 		{0x5f, 4, 10, by(0x5f, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 4), accessAlways, (*call).reserveOut},
 		{0x5f, 5, 10, by(0x5f, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 4), accessAlways, (*call).reserveOut},
 		{0x5f, 6, 10, by(0x5f, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 4), accessAlways, (*call).reserveOut},
+		{0x83, 0, 16, u(by(0x83, 0x1f), make([]byte, 8), n4, by(0, 4)), accessWrite, (*call).extendedCopy},
+		{0x84, 0, 16, u(by(0x84, 0x1f, 0xff), make([]byte, 7), n4, by(0, 4)), accessWrite, (*call).copyStatus},
+		{0x84, 3, 16, u(by(0x84, 0x1f, 0xff), make([]byte, 7), n4, by(0, 4)), accessWrite, (*call).copyParameters},
 		{0x88, -1, 16, u(by(0x88, 0xf8), lba8, n4, by(0, 4)), accessRead, (*call).read},
 		{0x89, -1, 16, u(by(0x89, 0xf8), lba8, by(0, 0, 0, 0xff, 0, 4)), accessWrite, (*call).compareAndWrite},
 		{0x8a, -1, 16, u(by(0x8a, 0xf8), lba8, n4, by(0, 4)), accessWrite, (*call).write},
@@ -107,6 +112,7 @@ func buildOperations() []operation {
 		{0xaa, -1, 12, u(by(0xaa, 0xf8), lba4, n4, by(0, 4)), accessWrite, (*call).write},
 		{0xae, -1, 12, u(by(0xae, 0xf2), lba4, n4, by(0, 4)), accessWrite, (*call).writeVerify},
 		{0xaf, -1, 12, u(by(0xaf, 0xf6), lba4, n4, by(0, 4)), accessRead, (*call).verify},
+		{0xb7, -1, 12, u(by(0xb7, 0x1f), n4, n4, by(0, 4)), accessRead, (*call).readDefects},
 	}
 }
 
@@ -122,7 +128,7 @@ func find(operations []operation, cdb []byte) (*operation, sense) {
 		if o.action < 0 || o.action == int(cdb[1]&0x1f) {
 			return o, senseNone
 		}
-		s = senseField // the opcode is known, its service action is not
+		s = senseField.inCDB(1) // the opcode is known, its service action is not
 	}
 	return nil, s
 }
@@ -140,12 +146,20 @@ func (l *lu) execute(t *task) result {
 		return check(s)
 	}
 	if cdb[o.size-1]&0x04 != 0 { // NACA is not supported
-		return check(senseField)
+		return check(senseField.inCDB(o.size - 1))
 	}
 	if !l.unit.allows(l, o) {
 		return reservationConflict()
 	}
-	return o.handler(&call{lu: l, cdb: cdb[:o.size], out: t.buf, edtl: t.edtl})
+	return o.handler(&call{lu: l, task: t, cdb: cdb[:o.size], out: t.buf, edtl: t.edtl})
+}
+
+// aborted says whether the command was aborted, by a task management request or
+// by the end of its connection.
+func (c *call) aborted() bool {
+	c.lu.c.mu.Lock()
+	defer c.lu.c.mu.Unlock()
+	return c.task.aborted
 }
 
 // special answers what does not reach the unit: commands to other logical units
@@ -189,6 +203,12 @@ func (c *call) extent() (lba uint64, n uint32) {
 		return uint64(binary.BigEndian.Uint32(c.cdb[2:])), binary.BigEndian.Uint32(c.cdb[6:])
 	}
 	return binary.BigEndian.Uint64(c.cdb[2:]), binary.BigEndian.Uint32(c.cdb[10:])
+}
+
+// senseCount says that the number of blocks is too high.
+func (c *call) senseCount() sense {
+	at := map[int]int{6: 4, 10: 7, 12: 6, 16: 10}[len(c.cdb)]
+	return senseField.inCDB(at)
 }
 
 // inside says whether the extent lies within the volume.

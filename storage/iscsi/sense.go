@@ -28,6 +28,26 @@ type sense struct {
 	key, asc, ascq byte
 	info           uint32 // INFORMATION field, if infoValid
 	infoValid      bool
+	pointer        uint16 // FIELD POINTER of an illegal request, if pointing is not 0
+	pointing       byte   // what pointer counts in: pointsToCDB, pointsToData
+}
+
+// What a field pointer may point into (SPC-4, 4.5.2.4.2): SKSV and C/D.
+const (
+	pointsToCDB  = 0xc0
+	pointsToData = 0x80
+)
+
+// inCDB points at the byte of the CDB that is wrong.
+func (s sense) inCDB(at int) sense {
+	s.pointer, s.pointing = uint16(at), pointsToCDB
+	return s
+}
+
+// inData points at the byte of the parameter data that is wrong.
+func (s sense) inData(at int) sense {
+	s.pointer, s.pointing = uint16(at), pointsToData
+	return s
 }
 
 // Sense keys.
@@ -38,6 +58,7 @@ const (
 	keyIllegal   = 0x5
 	keyAttention = 0x6
 	keyProtect   = 0x7
+	keyCopy      = 0xa
 	keyAborted   = 0xb
 	keyMiscomp   = 0xe
 )
@@ -66,6 +87,7 @@ var (
 	attentionPreempted  = sense{key: keyAttention, asc: 0x2a, ascq: 0x05} // registrations preempted
 	attentionReserved   = sense{key: keyAttention, asc: 0x2a, ascq: 0x03} // reservations preempted
 	attentionReleased   = sense{key: keyAttention, asc: 0x2a, ascq: 0x04}
+	attentionCapacity   = sense{key: keyAttention, asc: 0x2a, ascq: 0x09}
 	attentionModeChange = sense{key: keyAttention, asc: 0x2a, ascq: 0x01}
 )
 
@@ -82,6 +104,10 @@ func (s sense) fixed() []byte {
 	b[2] = s.key
 	b[7] = senseSize - 8
 	b[12], b[13] = s.asc, s.ascq
+	if s.pointing != 0 {
+		b[15] = s.pointing
+		binary.BigEndian.PutUint16(b[16:], s.pointer)
+	}
 	return b
 }
 

@@ -3,6 +3,7 @@ package iscsi
 import (
 	"encoding/hex"
 	"sync"
+	"sync/atomic"
 
 	"hotspare/storage"
 )
@@ -18,6 +19,7 @@ type unit struct {
 	mu           sync.Mutex
 	sessions     map[*lu]struct{}
 	reservations reservations
+	restored     bool // what an earlier target kept was looked at
 	protected    bool // the SWP bit of the control mode page
 }
 
@@ -55,16 +57,24 @@ type lu struct {
 	c    *conn
 	port string // the initiator port's name, as reservations know it
 
+	size    atomic.Int64 // bytes of the volume that the initiator knows of
+	waiting atomic.Int32 // number of attentions, to pass by mu
+
 	mu         sync.Mutex
-	attentions []sense // unit attentions to report, oldest first
+	attentions []sense                // unit attentions to report, oldest first
+	copies     map[byte]*copyProgress // of EXTENDED COPY, by list identifier
 }
 
-func newLU(u *unit, a *storage.Attachment, c *conn) *lu {
+func newLU(u *unit, a *storage.Attachment, c *conn) (*lu, error) {
 	l := &lu{unit: u, att: a, c: c, port: c.nexus.initiator + ",i,0x" + hex.EncodeToString(c.nexus.isid[:])}
+	l.size.Store(a.Size())
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if err := u.restore(a); err != nil {
+		return nil, err
+	}
 	u.sessions[l] = struct{}{}
-	return l
+	return l, nil
 }
 
 // leave ends the session's part in the unit. Its registrations stay (SPC-4,
@@ -87,11 +97,19 @@ func (l *lu) attend(s sense) {
 	defer l.mu.Unlock()
 	if len(l.attentions) < maxAttentions {
 		l.attentions = append(l.attentions, s)
+		l.waiting.Store(int32(len(l.attentions)))
 	}
 }
 
-// attention takes the oldest unit attention.
+// attention takes the oldest unit attention. That the volume has grown is found
+// here: every session learns of it with its next command.
 func (l *lu) attention() (sense, bool) {
+	if now, known := l.att.Size(), l.size.Load(); now != known && l.size.CompareAndSwap(known, now) {
+		l.attend(attentionCapacity)
+	}
+	if l.waiting.Load() == 0 {
+		return sense{}, false
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.attentions) == 0 {
@@ -99,6 +117,7 @@ func (l *lu) attention() (sense, bool) {
 	}
 	s := l.attentions[0]
 	l.attentions = l.attentions[1:]
+	l.waiting.Store(int32(len(l.attentions)))
 	return s, true
 }
 
