@@ -20,52 +20,79 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// site is a store, its exports and a target on a loopback port.
+// site is a store, its exports and a target on two loopback ports.
 type site struct {
 	t       *testing.T
+	dir     string
+	options iscsi.Options
 	store   *cow.Store
 	exports *storage.Exports
 	target  *iscsi.Target
 	addr    string
+	other   string // a second portal
+	stop    func()
 }
 
 func newSite(t *testing.T, volumes ...string) *site {
 	t.Helper()
-	dir := t.TempDir()
-	ctx, cancel := context.WithCancel(context.Background())
-	store, err := cow.Open(ctx, filepath.Join(dir, "store"), cow.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	return newSiteWith(t, iscsi.Options{LoginTimeout: 2 * time.Second}, volumes...)
+}
+
+func newSiteWith(t *testing.T, o iscsi.Options, volumes ...string) *site {
+	t.Helper()
+	s := &site{t: t, dir: t.TempDir(), options: o}
+	s.start()
+	t.Cleanup(func() { s.stop() })
 	for _, v := range volumes {
-		if err := store.Create(ctx, v, 16<<20); err != nil {
+		if err := s.store.Create(context.Background(), v, 16<<20); err != nil {
 			t.Fatal(err)
 		}
 	}
-	exports, err := storage.OpenExports(filepath.Join(dir, "exports.db"), storage.Options{Volumes: store})
+	return s
+}
+
+// start serves what is in the directory, as a process that begins does.
+func (s *site) start() {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	store, err := cow.Open(ctx, filepath.Join(s.dir, "store"), cow.Options{})
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	exports, err := storage.OpenExports(filepath.Join(s.dir, "exports.db"), storage.Options{Volumes: store})
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	s := &site{t: t, store: store, exports: exports, addr: ln.Addr().String(),
-		target: iscsi.New(iscsi.Options{Directory: exports, LoginTimeout: 2 * time.Second})}
+	o := s.options
+	o.Directory = exports
+	s.store, s.exports, s.target = store, exports, iscsi.New(o)
 	var served sync.WaitGroup
-	served.Go(func() {
-		if err := s.target.Serve(ctx, ln); err != nil {
-			t.Error(err)
+	for _, addr := range []*string{&s.addr, &s.other} {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			s.t.Fatal(err)
 		}
-	})
-	t.Cleanup(func() {
+		*addr = ln.Addr().String()
+		served.Go(func() {
+			if err := s.target.Serve(ctx, ln); err != nil {
+				s.t.Error(err)
+			}
+		})
+	}
+	s.stop = func() {
 		cancel()
 		served.Wait()
 		if err := errors.Join(exports.Close(), store.Close()); err != nil {
-			t.Error(err)
+			s.t.Error(err)
 		}
-	})
-	return s
+	}
+}
+
+// restart ends the target with all its sessions and begins anew.
+func (s *site) restart() {
+	s.t.Helper()
+	s.stop()
+	s.start()
 }
 
 func grantOf(volume string, epoch uint64, who string) storage.Grant {
@@ -101,9 +128,11 @@ type initiator struct {
 	tsih    uint16
 }
 
-func (s *site) dial() *initiator {
+func (s *site) dial() *initiator { return s.dialAt(s.addr) }
+
+func (s *site) dialAt(addr string) *initiator {
 	s.t.Helper()
-	nc, err := net.Dial("tcp", s.addr)
+	nc, err := net.Dial("tcp", addr)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -177,6 +206,48 @@ func (i *initiator) login(g storage.Grant, target string, mutual, digests bool) 
 	}
 	i.tsih = r.TSIH
 	return err
+}
+
+// session logs in as one of the initiator's ports.
+func (s *site) session(g storage.Grant, isid byte) *initiator {
+	s.t.Helper()
+	i := s.dial()
+	i.isid = isid
+	if err := i.login(g, s.iqn(g.Volume), false, false); err != nil {
+		s.t.Fatal(err)
+	}
+	return i
+}
+
+// good runs a command that must succeed, and gives its data.
+func (i *initiator) good(cdb, out []byte, in int) []byte {
+	i.t.Helper()
+	st, data, err := i.do(cdb, out, in)
+	if err != nil || st != 0 {
+		i.t.Fatalf("command %x: status %#x, sense %x, %v", cdb, st, data, err)
+	}
+	return data
+}
+
+// fails runs a command that must end with the status and, for CHECK CONDITION,
+// with sense key and codes as in "05/2400".
+func (i *initiator) fails(cdb, out []byte, in int, status byte, want string) []byte {
+	i.t.Helper()
+	st, data, err := i.do(cdb, out, in)
+	if err != nil || st != status {
+		i.t.Fatalf("command %x: status %#x, not %#x; %x, %v", cdb, st, status, data, err)
+	}
+	if st == 2 && senseText(data) != want {
+		i.t.Fatalf("command %x: sense %s, not %s", cdb, senseText(data), want)
+	}
+	return data
+}
+
+func senseText(b []byte) string {
+	if len(b) < 18 {
+		return fmt.Sprintf("%x", b)
+	}
+	return fmt.Sprintf("%02x/%02x%02x", b[2]&0xf, b[12], b[13])
 }
 
 func (i *initiator) send(h iscsi.Header, data []byte) error {
