@@ -29,7 +29,11 @@ type conn struct {
 	heard    atomic.Int64 // when the peer was last heard, unix nanoseconds
 	textRest []byte       // of a text answer that did not fit; reader only
 
-	tx sender
+	tx  sender
+	out *batch // answers of the hot path that are not sent yet; receiving goroutine only
+
+	// hot is held while the receiving goroutine carries out a command itself.
+	hot sync.Mutex
 
 	mu      sync.Mutex
 	cmdSN   uint32 // next one expected
@@ -45,10 +49,12 @@ type conn struct {
 
 func newConn(t *Target, nc net.Conn) *conn {
 	c := &conn{
-		t: t, nc: nc, r: bufio.NewReaderSize(nc, 64<<10), done: make(chan struct{}),
+		t: t, nc: nc, done: make(chan struct{}),
 		params: defaultParams(), tasks: map[uint32]*task{},
 	}
+	c.r = t.mem.reader(source{c})
 	c.tx.cond.L = &c.tx.mu
+	c.tx.mem = &t.mem
 	return c
 }
 
@@ -68,7 +74,7 @@ func (c *conn) revoked() {
 	h[36] = 3 // the target drops all connections of this session
 	exp, limit := c.window()
 	h.SetWindow(exp, limit)
-	c.tx.putNow(&h, c.params.digests, true)
+	c.tx.putNow(&h, true)
 	c.finish()
 }
 
@@ -104,6 +110,7 @@ func (c *conn) run(ctx context.Context) {
 	c.cut()
 	c.abandon()
 	c.running.Wait()
+	c.t.mem.freeReader(c.r)
 	if c.lu != nil {
 		c.lu.leave()
 		c.lu.att.End()
@@ -119,15 +126,13 @@ var errLoggedOut = errors.New("iscsi: logged out")
 
 // serve is the full feature phase.
 func (c *conn) serve() error {
-	c.tx.mu.Lock()
-	c.tx.statSN = c.statSN
-	c.tx.started = true
-	c.tx.mu.Unlock()
+	c.tx.start(c.nc, c.statSN, c.params.digests)
 	var helpers sync.WaitGroup
 	helpers.Go(func() { c.tx.run(c.nc) })
 	ended := make(chan struct{})
 	helpers.Go(func() { c.ping(ended) })
 	err := c.receive()
+	c.sendBatch()
 	c.finish() // a Reject or the answer to a log-out still goes out
 	close(ended)
 	helpers.Wait()
@@ -185,7 +190,7 @@ func (c *conn) window() (exp, limit uint32) {
 func (c *conn) send(h *Header, data []byte, counted bool) {
 	exp, limit := c.window()
 	h.SetWindow(exp, limit)
-	c.tx.put(h, data, c.params.digests, counted, true)
+	c.tx.put(h, data, counted, true)
 }
 
 // receive reads and dispatches PDUs until the connection ends.
@@ -193,10 +198,20 @@ func (c *conn) receive() error {
 	var h Header
 	ahs := make([]byte, 0, 1024)
 	for {
-		if _, err := io.ReadFull(c.r, h[:]); err != nil {
+		p, err := c.r.Peek(HeaderSize)
+		if err != nil && len(p) > 0 {
+			return noEOF(err)
+		}
+		if err != nil {
 			return err
 		}
-		c.heard.Store(time.Now().UnixNano())
+		h = Header(p)
+		if h.Opcode() == OpSCSICommand && c.hotCommand(&h) {
+			continue
+		}
+		if _, err := c.r.Discard(HeaderSize); err != nil {
+			return err
+		}
 		ahs = ahs[:h.AHSLength()]
 		if _, err := io.ReadFull(c.r, ahs); err != nil {
 			return noEOF(err)
@@ -225,7 +240,7 @@ func (c *conn) dispatch(h *Header, ahs int) error {
 	if op == OpDataOut {
 		return c.dataOut(h)
 	}
-	data := make([]byte, h.DataLength())
+	data := c.dataBuffer(h)
 	if err := c.readData(data); err != nil {
 		if errors.Is(err, ErrDataDigest) {
 			c.reject(h, rejectDataDigest)
@@ -234,6 +249,9 @@ func (c *conn) dispatch(h *Header, ahs int) error {
 	}
 	if ok, err := c.inOrder(h); !ok {
 		return err
+	}
+	if op != OpSCSICommand {
+		c.sendBatch()
 	}
 	switch op {
 	case OpSCSICommand:
@@ -257,6 +275,29 @@ func (c *conn) dispatch(h *Header, ahs int) error {
 		c.reject(h, rejectCommand)
 	}
 	return nil
+}
+
+// dataBuffer gives the place of the data segment of h. That of a write has room
+// for all of the write's data.
+func (c *conn) dataBuffer(h *Header) []byte {
+	n := h.DataLength()
+	if h.Opcode() != OpSCSICommand || h.Flags()&0x20 == 0 || n == 0 {
+		return make([]byte, n)
+	}
+	switch h.CDB()[0] {
+	case 0x2a, 0x8a, 0xaa:
+		all := int(h.TransferTag())
+		c.mu.Lock()
+		fits := n <= all && c.held+all <= outstandingData // else it waits, with no more than what came
+		c.mu.Unlock()
+		if !fits {
+			break
+		}
+		if b := c.t.mem.buffer(all); b != nil {
+			return b[:n]
+		}
+	}
+	return make([]byte, n)
 }
 
 // readData reads a data segment into dst, with padding and digest.

@@ -66,6 +66,7 @@ type Target struct {
 	opts       Options
 	logins     chan struct{} // one place per log-in in progress
 	operations []operation
+	mem        memory
 
 	mu       sync.Mutex
 	conns    map[*conn]struct{}

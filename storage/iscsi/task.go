@@ -67,7 +67,9 @@ func (c *conn) command(h *Header, ahs int, data []byte) error {
 		t.asked = t.got
 		t.unsolicited = !final
 		t.buf = data
-		if t.unsolicited {
+		if t.unsolicited && cap(data) >= t.edtl {
+			t.buf = data[:min(t.edtl, c.params.firstBurst)]
+		} else if t.unsolicited {
 			t.buf = make([]byte, min(t.edtl, c.params.firstBurst))
 			copy(t.buf, data)
 		}
@@ -90,7 +92,9 @@ func (c *conn) advance(t *task) {
 		t.started = true
 		if t.out {
 			c.held += t.edtl
-			if len(t.buf) < t.edtl {
+			if cap(t.buf) >= t.edtl {
+				t.buf = t.buf[:t.edtl]
+			} else if len(t.buf) < t.edtl {
 				full := make([]byte, t.edtl)
 				copy(full, t.buf[:t.got])
 				t.buf = full
@@ -126,7 +130,7 @@ func (c *conn) ask(t *task) {
 		h.PutUint32(40, uint32(q.off))
 		h.PutUint32(44, uint32(q.size))
 		t.r2tSN++
-		c.tx.putNow(&h, c.params.digests, false)
+		c.tx.putNow(&h, false)
 	}
 }
 
@@ -203,7 +207,18 @@ func (t *task) fits(h *Header, n int) string {
 
 // exec runs a command and answers it.
 func (c *conn) exec(t *task) {
-	c.finishTask(t, c.lu.execute(t))
+	if c.slowRead(t) {
+		return
+	}
+	res := c.lu.execute(t)
+	switch t.cdb[0] {
+	case 0x2a, 0x8a, 0xaa: // a write holds on to nothing
+		if buf := t.buf; pooled(buf) {
+			t.buf = nil
+			defer c.t.mem.freeBuffer(buf)
+		}
+	}
+	c.finishTask(t, res)
 }
 
 // finishTask takes the task off the books and answers it.
@@ -294,7 +309,7 @@ func (c *conn) dataIn(t *task, data []byte, good bool, flags byte, residual int)
 			h.SetFlags(h.Flags() | 0x01 | flags)
 			h.PutUint32(44, uint32(residual))
 		}
-		c.tx.put(&h, data[off:off+n], c.params.digests, collapse, collapse)
+		c.tx.put(&h, data[off:off+n], collapse, collapse)
 		off += n
 	}
 	return good && len(data) > 0
@@ -404,6 +419,7 @@ func (c *conn) abortAll() bool {
 		c.dropTask(t)
 	}
 	c.mu.Unlock()
+	c.settle()
 	for _, t := range run {
 		<-t.done
 	}
