@@ -58,7 +58,7 @@ func (o osFS) Open(name string, create bool) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osFile{File: f, fd: f.Fd()}, nil
+	return osFile{File: f, fd: f.Fd(), inMemory: isInMemory(f)}, nil
 }
 
 func (o osFS) Rename(from, to string) error {
@@ -106,7 +106,8 @@ func (o osFS) Lock() (io.Closer, error) {
 
 type osFile struct {
 	*os.File
-	fd uintptr // of File, which the store keeps open as long as it uses it
+	fd       uintptr // of File, which the store keeps open as long as it uses it
+	inMemory bool
 }
 
 func (f osFile) Sync() error {

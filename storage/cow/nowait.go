@@ -2,6 +2,7 @@ package cow
 
 import (
 	"encoding/binary"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,15 +20,19 @@ type noWaitFile interface {
 	ReadAtNoWait(p []byte, off int64) int
 }
 
-// ReadAtNoWait is preadv2 with RWF_NOWAIT. Where the file system does not know
-// that flag (tmpfs before Linux 6.6) nothing is ever in memory.
+// ReadAtNoWait is preadv2 with RWF_NOWAIT. A file system in memory may not know
+// that flag, but never waits either.
 func (f osFile) ReadAtNoWait(p []byte, off int64) int {
 	if len(p) == 0 {
 		return 0
 	}
 	iov := unix.Iovec{Base: unsafe.SliceData(p), Len: uint64(len(p))}
+	flags := uintptr(unix.RWF_NOWAIT)
+	if f.inMemory {
+		flags = 0
+	}
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_PREADV2, f.fd, uintptr(unsafe.Pointer(&iov)), 1, uintptr(off), 0, unix.RWF_NOWAIT)
+		n, _, errno := unix.Syscall6(unix.SYS_PREADV2, f.fd, uintptr(unsafe.Pointer(&iov)), 1, uintptr(off), 0, flags)
 		if errno == unix.EINTR {
 			continue
 		}
@@ -36,6 +41,12 @@ func (f osFile) ReadAtNoWait(p []byte, off int64) int {
 		}
 		return int(n)
 	}
+}
+
+// isInMemory says whether the file is on a file system without a disk.
+func isInMemory(f *os.File) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) == nil && st.Type == unix.TMPFS_MAGIC
 }
 
 // readNoWait reads all of p or says false.
