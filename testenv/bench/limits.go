@@ -30,23 +30,23 @@ func loopback(ctx context.Context, o options) (float64, error) {
 	defer server.Wait()
 	defer server.Process.Kill()
 	seconds := strconv.Itoa(max(1, int(o.slice.Seconds())))
-	var out []byte
-	for range 50 { // it does not say when it listens
-		out, err = exec.CommandContext(ctx, "iperf3", "-c", "127.0.0.1", "-p", port, "-J", "-t", seconds).Output()
-		if err == nil {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 	var r struct {
 		End struct {
 			Received struct {
 				Bits float64 `json:"bits_per_second"`
 			} `json:"sum_received"`
 		} `json:"end"`
+		Error string `json:"error"`
 	}
-	if err := errors.Join(err, json.Unmarshal(out, &r)); err != nil {
-		return 0, fmt.Errorf("iperf3: %w", err)
+	for range 50 { // it does not say when it listens
+		out, cerr := exec.CommandContext(ctx, "iperf3", "-c", "127.0.0.1", "-p", port, "-J", "-t", seconds).Output()
+		if err = errors.Join(cerr, json.Unmarshal(out, &r)); err == nil && r.End.Received.Bits > 0 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err != nil || r.End.Received.Bits == 0 {
+		return 0, errors.Join(errors.New("iperf3 measured nothing: "+r.Error), err)
 	}
 	if o.verbose {
 		fmt.Printf("%-9s loopback TCP %10.0f MB/s\n", "iperf3", r.End.Received.Bits/8e6)
