@@ -43,12 +43,11 @@ func refuse(status LoginStatus, format string, a ...any) error {
 
 // login brings the connection to the full feature phase, or answers why not.
 func (c *conn) login(ctx context.Context) error {
-	select {
-	case c.t.logins <- struct{}{}:
-		defer func() { <-c.t.logins }()
-	default:
-		return errors.New("iscsi: too many log-ins in progress")
+	end, err := c.t.beginLogin(c)
+	if err != nil {
+		return err
 	}
+	defer end()
 	deadline := time.Now().Add(c.t.opts.LoginTimeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -66,6 +65,9 @@ func (c *conn) login(ctx context.Context) error {
 		}
 		if err != nil {
 			return err
+		}
+		if done && c.discovery {
+			return c.nc.SetDeadline(time.Now().Add(c.t.opts.DiscoveryTimeout))
 		}
 		if done {
 			return c.nc.SetDeadline(time.Time{})

@@ -40,6 +40,14 @@ type Options struct {
 	MaxConnections int
 	// MaxLogins bounds the log-ins in progress; default 256.
 	MaxLogins int
+	// MaxLoginsPerAddress bounds those that come from one address, so that one
+	// host cannot keep the others out; default 64.
+	MaxLoginsPerAddress int
+	// MaxSessions bounds the sessions of one initiator name; default 64.
+	MaxSessions int
+	// DiscoveryTimeout bounds a discovery session, which anybody may open;
+	// default 60 s.
+	DiscoveryTimeout time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -58,19 +66,30 @@ func (o Options) withDefaults() Options {
 	if o.MaxLogins == 0 {
 		o.MaxLogins = 256
 	}
+	if o.MaxLoginsPerAddress == 0 {
+		o.MaxLoginsPerAddress = 64
+	}
+	if o.MaxSessions == 0 {
+		o.MaxSessions = 64
+	}
+	if o.DiscoveryTimeout == 0 {
+		o.DiscoveryTimeout = time.Minute
+	}
 	return o
 }
 
 // Target serves volumes to initiators. Its methods are safe for concurrent use.
 type Target struct {
 	opts       Options
-	logins     chan struct{} // one place per log-in in progress
 	operations []operation
 	mem        memory
 
 	mu       sync.Mutex
+	logins   map[string]int // in progress, by address; inLogin is their sum
+	inLogin  int
 	conns    map[*conn]struct{}
 	sessions map[nexus]*conn
+	held     map[string]int   // sessions by initiator name
 	units    map[string]*unit // by volume uid
 	tsih     uint16
 	closed   bool
@@ -92,8 +111,8 @@ func New(opts Options) *Target {
 	}
 	opts = opts.withDefaults()
 	return &Target{
-		opts: opts, logins: make(chan struct{}, opts.MaxLogins), operations: buildOperations(),
-		conns: map[*conn]struct{}{}, sessions: map[nexus]*conn{}, units: map[string]*unit{},
+		opts: opts, operations: buildOperations(), logins: map[string]int{},
+		conns: map[*conn]struct{}{}, sessions: map[nexus]*conn{}, held: map[string]int{}, units: map[string]*unit{},
 	}
 }
 
@@ -175,7 +194,39 @@ func (t *Target) forget(c *conn) {
 	delete(t.conns, c)
 	if t.sessions[c.nexus] == c {
 		delete(t.sessions, c.nexus)
+		countDown(t.held, c.nexus.initiator)
 	}
+}
+
+func countDown(m map[string]int, key string) {
+	if m[key]--; m[key] <= 0 {
+		delete(m, key)
+	}
+}
+
+// beginLogin takes a place among the log-ins in progress; the returned func
+// gives it back.
+func (t *Target) beginLogin(c *conn) (end func(), err error) {
+	addr := c.nc.RemoteAddr().String()
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		addr = host
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.inLogin >= t.opts.MaxLogins:
+		return nil, errors.New("iscsi: too many log-ins in progress")
+	case t.logins[addr] >= t.opts.MaxLoginsPerAddress:
+		return nil, fmt.Errorf("iscsi: too many log-ins in progress from %s", addr)
+	}
+	t.logins[addr]++
+	t.inLogin++
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		countDown(t.logins, addr)
+		t.inLogin--
+	}, nil
 }
 
 // register makes c the session of its nexus, after the session that was it has
@@ -185,6 +236,11 @@ func (t *Target) register(ctx context.Context, c *conn) error {
 		t.mu.Lock()
 		old := t.sessions[c.nexus]
 		if old == nil {
+			if t.held[c.nexus.initiator] >= t.opts.MaxSessions {
+				t.mu.Unlock()
+				return fmt.Errorf("iscsi: more than %d sessions of one initiator", t.opts.MaxSessions)
+			}
+			t.held[c.nexus.initiator]++
 			t.tsih++
 			if t.tsih == 0 {
 				t.tsih = 1

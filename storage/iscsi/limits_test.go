@@ -1,0 +1,242 @@
+package iscsi_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"hotspare/storage/iscsi"
+)
+
+// beginLogin sends the first request of a log-in and takes the answer: from here
+// on it is in progress.
+func (i *initiator) beginLogin(who, target string) error {
+	text := append(identity(who, target), iscsi.Pair{Key: "AuthMethod", Value: "CHAP"})
+	_, _, err := i.step(iscsi.StageSecurity, iscsi.StageOperational, false, text)
+	return err
+}
+
+// eventually tries until try succeeds: what another goroutine gives back, it
+// gives back soon.
+func eventually(t *testing.T, what string, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func TestLoginsInProgressAreBounded(t *testing.T) { // S16
+	s := newSiteWith(t, iscsi.Options{LoginTimeout: time.Minute, MaxLogins: 3, MaxLoginsPerAddress: 2}, "orders")
+	g := s.grant(grantOf("orders", 1, "n1"))
+	iqn := s.iqn("orders")
+	from := func(ip string) *initiator {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
+		nc, err := d.Dial("tcp", s.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { nc.Close() })
+		nc.SetDeadline(time.Now().Add(20 * time.Second))
+		return &initiator{t: t, nc: nc, isid: 1, cmdSN: 1}
+	}
+	a, b := from("127.0.0.1"), from("127.0.0.1")
+	for _, i := range []*initiator{a, b} {
+		if err := i.beginLogin(g.Initiator, iqn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := from("127.0.0.1").beginLogin(g.Initiator, iqn); err == nil {
+		t.Fatal("one address has three log-ins in progress")
+	}
+	c := from("127.0.0.2")
+	if err := c.beginLogin(g.Initiator, iqn); err != nil {
+		t.Fatalf("another address suffers: %v", err)
+	}
+	if err := from("127.0.0.3").beginLogin(g.Initiator, iqn); err == nil {
+		t.Fatal("four log-ins are in progress")
+	}
+	a.nc.Close()
+	eventually(t, "the place of a log-in that ended", func() error { return from("127.0.0.3").beginLogin(g.Initiator, iqn) })
+}
+
+func TestSessionsOfAnInitiatorAreBounded(t *testing.T) { // S16
+	s := newSiteWith(t, iscsi.Options{MaxSessions: 2}, "orders", "web")
+	g := s.grant(grantOf("orders", 1, "n1"))
+	other := s.grant(grantOf("web", 1, "n2"))
+	a := s.session(g, 1)
+	s.session(g, 2)
+	third := func() error {
+		i := s.dial()
+		i.isid = 3
+		return i.login(g, s.iqn("orders"), false, false)
+	}
+	if err := third(); err == nil || !strings.Contains(err.Error(), "out of resources") {
+		t.Fatalf("a third session: %v", err)
+	}
+	s.session(other, 1)
+	b := s.session(g, 2) // replaces, and is no further one
+	b.good([]byte{0, 0, 0, 0, 0, 0}, nil, 0)
+	a.nc.Close()
+	eventually(t, "the place of a session that ended", third)
+}
+
+func TestDiscoverySessionEnds(t *testing.T) { // S16
+	s := newSiteWith(t, iscsi.Options{DiscoveryTimeout: 50 * time.Millisecond})
+	i := s.dial()
+	text := iscsi.Pairs{{Key: "InitiatorName", Value: "iqn.test:anybody"}, {Key: "SessionType", Value: "Discovery"}}
+	if _, _, err := i.step(iscsi.StageOperational, iscsi.StageFullFeature, true, text); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := i.receive(); !errors.Is(err, io.EOF) {
+		t.Fatalf("the session stays: %v, %v", p, err)
+	}
+}
+
+// TestEndlessLoginIsCut keeps a log-in going with requests that lead nowhere,
+// and with single bytes.
+func TestEndlessLoginIsCut(t *testing.T) { // S16
+	s := newSiteWith(t, iscsi.Options{LoginTimeout: 300 * time.Millisecond}, "orders")
+	g := s.grant(grantOf("orders", 1, "n1"))
+	t.Run("requests", func(t *testing.T) {
+		i := s.dial()
+		if err := i.beginLogin(g.Initiator, s.iqn("orders")); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			if _, _, err := i.step(iscsi.StageSecurity, iscsi.StageOperational, false, nil); err != nil {
+				if netErr := net.Error(nil); errors.As(err, &netErr) && netErr.Timeout() {
+					t.Fatal("the target never ends it")
+				}
+				return
+			}
+		}
+	})
+	t.Run("bytes", func(t *testing.T) {
+		i := s.dial()
+		gone := make(chan error, 1)
+		go func() {
+			_, err := i.nc.Read(make([]byte, 1))
+			gone <- err
+		}()
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case err := <-gone:
+				if netErr := net.Error(nil); errors.As(err, &netErr) && netErr.Timeout() {
+					t.Fatal("the target never ends it")
+				}
+				return
+			case <-tick.C:
+				i.nc.Write([]byte{0x43})
+			}
+		}
+	})
+}
+
+func TestLoginTextIsBounded(t *testing.T) { // S16
+	s := newSite(t, "orders")
+	s.grant(grantOf("orders", 1, "n1"))
+	long := iscsi.Pairs{{Key: "InitiatorName", Value: "iqn.test:n1"}, {Key: "X-a", Value: strings.Repeat("v", 8000)}}
+	t.Run("in one request", func(t *testing.T) {
+		i := s.dial()
+		h := iscsi.LoginRequest{Current: iscsi.StageSecurity, Next: iscsi.StageOperational, ISID: [6]byte{0x80}, CmdSN: 1}
+		err := iscsi.WritePDU(i.nc, &iscsi.PDU{Header: h.Header(), Data: make([]byte, 17<<10)}, iscsi.Digests{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, err := iscsi.ReadPDU(i.nc, iscsi.Digests{}, 65536); err == nil && iscsi.ParseLoginResponse(&p.Header).Status == iscsi.LoginSuccess {
+			t.Fatal("17 KiB are taken")
+		}
+	})
+	t.Run("in many requests", func(t *testing.T) {
+		i := s.dial()
+		for n := 1; ; n++ {
+			h := iscsi.LoginRequest{Continue: true, Current: iscsi.StageSecurity, Next: iscsi.StageSecurity, ISID: [6]byte{0x80}, CmdSN: 1}
+			if err := iscsi.WritePDU(i.nc, &iscsi.PDU{Header: h.Header(), Data: long.Encode()}, iscsi.Digests{}); err != nil {
+				t.Fatal(err)
+			}
+			p, err := iscsi.ReadPDU(i.nc, iscsi.Digests{}, 65536)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st := iscsi.ParseLoginResponse(&p.Header).Status; st == iscsi.LoginOutOfResources {
+				return
+			} else if st != iscsi.LoginSuccess || n > 3 {
+				t.Fatalf("request %d: %v", n, st)
+			}
+		}
+	})
+}
+
+// TestWindowIsEnforced: commands that the window does not cover, and immediate
+// ones, which it never covers, end the session before they fill the memory.
+func TestWindowIsEnforced(t *testing.T) { // S16
+	s := newSite(t, "orders")
+	i := s.session(s.grant(grantOf("orders", 1, "n1")), 1)
+	dropped := make(chan struct{})
+	go func() {
+		defer close(dropped)
+		io.Copy(io.Discard, i.nc)
+	}()
+	for range 100_000 {
+		h := i.command(rw10(0x2a, 0, 8), 4096, false, true) // and never its data
+		h.SetOpcode(iscsi.OpSCSICommand, true)
+		if i.send(h, nil) != nil {
+			break
+		}
+	}
+	<-dropped
+	if err := s.dial().login(grantOf("orders", 1, "n1"), s.iqn("orders"), false, false); err != nil {
+		t.Fatalf("the next session: %v", err)
+	}
+}
+
+// TestTextIsBounded: requests after the log-in that nobody needs.
+func TestTextIsBounded(t *testing.T) { // S16
+	s := newSite(t, "orders")
+	g := s.grant(grantOf("orders", 1, "n1"))
+	for name, data := range map[string][]byte{
+		"too long":       make([]byte, 256<<10+4),
+		"no pairs":       []byte("nothing of sense"),
+		"too many pairs": []byte(strings.Repeat("a=b\x00", 129)),
+		"twice":          []byte("SendTargets=\x00SendTargets=\x00"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := s.session(g, 1)
+			var h iscsi.Header
+			h.SetOpcode(iscsi.OpTextRequest, true)
+			h.SetFlags(0x80)
+			h.SetTransferTag(iscsi.ReservedTag)
+			h.SetCmdSN(i.cmdSN)
+			i.send(h, data)
+			for {
+				p, err := i.receive()
+				if err != nil {
+					break
+				}
+				if p.Header.Opcode() != iscsi.OpReject {
+					t.Fatalf("answered by opcode %#x", p.Header.Opcode())
+				}
+			}
+		})
+	}
+	if n := len(s.exports.Sessions("orders")); n > 1 {
+		t.Errorf("%d sessions are left", n)
+	}
+	if _, err := s.exports.Revoke(context.Background(), "orders", 2); err != nil {
+		t.Error(err)
+	}
+}
