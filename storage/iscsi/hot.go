@@ -59,10 +59,7 @@ func (l *lu) admits(p plain, cdb []byte) bool {
 	if p.off > size || int64(p.size) > size-p.off {
 		return false
 	}
-	l.mu.Lock()
-	attention := len(l.attentions) > 0
-	l.mu.Unlock()
-	if attention {
+	if l.waiting.Load() > 0 || size != l.size.Load() {
 		return false
 	}
 	o, _ := find(l.c.t.operations, cdb)
