@@ -12,8 +12,10 @@ import (
 
 // ScrubOptions of NewScrub.
 type ScrubOptions struct {
-	// Volumes are the volumes and snapshots to read; nil: all of them.
+	// Volumes are the volumes and snapshots to read; nil: all of them but those
+	// that Skip, if it is set, is true for.
 	Volumes []string
+	Skip    func(name string) bool
 	// BytesPerSecond bounds how fast the disk is read; 0: no bound.
 	BytesPerSecond int64
 	// Progress is told how far the scrub is, after every cluster; nil: nobody is.
@@ -106,7 +108,9 @@ func (sc *Scrub) Run(ctx context.Context) (ScrubReport, error) {
 	names := sc.o.Volumes
 	if names == nil {
 		for _, i := range sc.s.List() {
-			names = append(names, i.Name)
+			if sc.o.Skip == nil || !sc.o.Skip(i.Name) {
+				names = append(names, i.Name)
+			}
 		}
 	}
 	for i, name := range names {

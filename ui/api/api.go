@@ -19,6 +19,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humafiber"
 	"github.com/gofiber/fiber/v2"
+	"github.com/gofiber/fiber/v2/middleware/adaptor"
 	"github.com/gofiber/fiber/v2/middleware/filesystem"
 
 	"hotspare"
@@ -30,6 +31,7 @@ type Options struct {
 	Verbs   Verbs
 	Token   hotspare.Secret // for every way in but the unix socket
 	Page    fs.FS           // the console's files; nil: none
+	Metrics http.Handler    // answers /metrics to who may read the API; nil: nothing does
 	Version string
 	Log     *slog.Logger // nil: silent
 }
@@ -49,6 +51,9 @@ func New(o Options) (*Server, error) {
 	if o.Verbs.Viewer == nil || o.Verbs.Resources == nil || o.Verbs.Engine == nil || o.Verbs.Images == nil || o.Verbs.Explainer == nil || o.Verbs.History == nil {
 		return nil, errors.New("api: a verb is missing")
 	}
+	if (o.Verbs.Keeper == nil) != (o.Verbs.Tasks == nil) {
+		return nil, errors.New("api: of Keeper and Tasks one is missing")
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -63,6 +68,9 @@ func New(o Options) (*Server, error) {
 	})
 	s.app.Use(harden, s.logged)
 	s.app.Use("/api", guard(o.Token))
+	if o.Metrics != nil {
+		s.app.Get("/metrics", guard(o.Token), adaptor.HTTPHandler(o.Metrics))
+	}
 
 	cfg := huma.DefaultConfig("hotspare", o.Version)
 	cfg.OpenAPIPath = "/api/v1/openapi"

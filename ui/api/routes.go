@@ -35,6 +35,9 @@ func (r routes) register(h huma.API) {
 	list(h, r, "applications", func(s Snapshot) []Application { return s.Applications }, func(a Application) string { return a.Name })
 	list(h, r, "failovers", func(s Snapshot) []Failover { return s.Failovers }, func(f Failover) string { return f.ID })
 
+	if r.Keeper != nil {
+		r.registerStorage(h)
+	}
 	huma.Register(h, huma.Operation{
 		OperationID: "apply", Method: http.MethodPost, Path: "/api/v1/apply", Summary: "Apply YAML documents, all or none",
 		RequestBody: &huma.RequestBody{Content: map[string]*huma.MediaType{"application/yaml": {Schema: &huma.Schema{Type: "string"}}}},

@@ -11,6 +11,8 @@ type Verbs struct {
 	Engine    Engine
 	Explainer Explainer
 	History   History
+	Keeper    Keeper // with Tasks; nil: no operations on volumes
+	Tasks     Tasks
 }
 
 // Viewer gives the state as it is shown.

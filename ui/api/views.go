@@ -68,27 +68,58 @@ type Image struct {
 
 // Volume is a volume of the store with its export.
 type Volume struct {
-	Name       string     `json:"name"`
-	SizeBytes  int64      `json:"sizeBytes"`
-	Allocated  int64      `json:"allocatedBytes"`
-	Parent     string     `json:"parent,omitempty"`
-	Epoch      uint64     `json:"epoch,omitempty"` // durable: nothing below it is admitted
-	Target     string     `json:"target,omitempty"`
-	Sessions   []Session  `json:"sessions,omitempty"`
-	WritesOps  uint64     `json:"writes,omitempty"`
-	ReadsOps   uint64     `json:"reads,omitempty"`
-	LastWrite  *time.Time `json:"lastWrite,omitempty"`
-	Created    time.Time  `json:"created"`
-	GrantNode  string     `json:"grantNode,omitempty"`
-	GrantEpoch uint64     `json:"grantEpoch,omitempty"`
+	Name       string       `json:"name"`
+	SizeBytes  int64        `json:"sizeBytes"`
+	Allocated  int64        `json:"allocatedBytes"`
+	Parent     string       `json:"parent,omitempty"`
+	Snapshot   bool         `json:"snapshot,omitempty"`
+	ReadOnly   bool         `json:"readOnly,omitempty"`
+	Stopped    *Problem     `json:"stopped,omitempty"` // why it serves nobody any more
+	Epoch      uint64       `json:"epoch,omitempty"`   // durable: nothing below it is admitted
+	Target     string       `json:"target,omitempty"`
+	Sessions   []Session    `json:"sessions,omitempty"`
+	WritesOps  uint64       `json:"writes,omitempty"`
+	ReadsOps   uint64       `json:"reads,omitempty"`
+	LastWrite  *time.Time   `json:"lastWrite,omitempty"`
+	LastFlush  *time.Time   `json:"lastFlush,omitempty"`
+	Activity   *VolumeStats `json:"activity,omitempty"` // none: no command since the start
+	Created    time.Time    `json:"created"`
+	GrantNode  string       `json:"grantNode,omitempty"`
+	GrantEpoch uint64       `json:"grantEpoch,omitempty"`
+}
+
+// VolumeStats is what a volume did since the appliance started, and does now.
+type VolumeStats struct {
+	Read    CommandStats `json:"read"`
+	Write   CommandStats `json:"write"`
+	Flush   CommandStats `json:"flush"`
+	Discard CommandStats `json:"discard"`
+	// InFlight commands are under way now; Queue was the mean of them lately.
+	InFlight int64   `json:"inFlight"`
+	Queue    float64 `json:"queue"`
+}
+
+// CommandStats counts one kind of command. Latencies are from the session's gate
+// to the device's answer; a quantile is up to a quarter above the truth.
+type CommandStats struct {
+	Count          uint64  `json:"count"`
+	Bytes          uint64  `json:"bytes,omitempty"`
+	PerSecond      float64 `json:"perSecond"`      // lately
+	BytesPerSecond float64 `json:"bytesPerSecond"` // lately
+	P50Micros      float64 `json:"p50Micros"`
+	P99Micros      float64 `json:"p99Micros"`
+	MaxMicros      float64 `json:"maxMicros"`
 }
 
 // Session is one iSCSI session on a volume.
 type Session struct {
-	Initiator string    `json:"initiator"`
-	Address   string    `json:"address"`
-	Epoch     uint64    `json:"epoch"`
-	Since     time.Time `json:"since"`
+	Initiator string     `json:"initiator"`
+	Address   string     `json:"address"`
+	Node      string     `json:"node,omitempty"`
+	Epoch     uint64     `json:"epoch"`
+	Since     time.Time  `json:"since"`
+	LastWrite *time.Time `json:"lastWrite,omitempty"`
+	InFlight  int64      `json:"inFlight"`
 }
 
 // Application is an application as declared, with its state.

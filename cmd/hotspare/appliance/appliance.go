@@ -68,6 +68,10 @@ type Appliance struct {
 	dhcp     *dhcp.Server // nil when DHCP is off
 	recorder *boot.Recorder
 	floors   []haengine.EpochFloor // found by reconcile, told to the engine first
+	tasks    *tasks
+	scrubs   *scrubs
+	notices  chan cow.Notice // of the store, to be recorded
+	rates    rates
 }
 
 // Run serves until ctx ends or a part fails.
@@ -90,7 +94,7 @@ func Start(ctx context.Context, o Options) (*Appliance, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &Appliance{cfg: o.Config, version: o.Version, log: o.Log, parts: newLifecycle(o.Log), recorder: boot.NewRecorder(0, 0)}
+	a := &Appliance{cfg: o.Config, version: o.Version, log: o.Log, parts: newLifecycle(o.Log), recorder: boot.NewRecorder(0, 0), notices: make(chan cow.Notice, noticeRoom)}
 	if err := a.setup(ctx); err != nil {
 		return nil, errors.Join(err, a.parts.stop(stopBound))
 	}
@@ -115,7 +119,7 @@ func (a *Appliance) setup(ctx context.Context) error {
 	}
 	for _, step := range []func(context.Context) error{
 		a.openStorage, a.openImages, a.openEngine, a.openLink, a.reconcile,
-		a.serveTarget, a.serveBoot, a.serveAPI, a.serveEngine,
+		a.serveTarget, a.serveBoot, a.serveStorekeeping, a.serveAPI, a.serveEngine,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -126,7 +130,7 @@ func (a *Appliance) setup(ctx context.Context) error {
 
 func (a *Appliance) openStorage(ctx context.Context) error {
 	var err error
-	a.store, err = cow.Open(ctx, filepath.Join(a.cfg.State, "volumes"), cow.Options{Log: a.log.With("part", "storage")})
+	a.store, err = cow.Open(ctx, filepath.Join(a.cfg.State, "volumes"), cow.Options{Notify: a.notice, Log: a.log.With("part", "storage")})
 	if err != nil {
 		return err
 	}
@@ -141,7 +145,7 @@ func (a *Appliance) openStorage(ctx context.Context) error {
 
 func (a *Appliance) openImages(ctx context.Context) error {
 	var err error
-	a.images, err = images.Open(ctx, filepath.Join(a.cfg.State, "images"), images.Options{Disks: goldenDisks{a.store}, Log: a.log.With("part", "images")})
+	a.images, err = images.Open(ctx, filepath.Join(a.cfg.State, "images"), images.Options{Disks: goldenDisks{a.store, func(volume string) { a.scrubs.letGo(volume) }}, Log: a.log.With("part", "images")})
 	if err != nil {
 		return err
 	}

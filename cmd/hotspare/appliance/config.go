@@ -25,6 +25,7 @@ type Config struct {
 	Cmdline string        `yaml:"cmdline"` // further kernel arguments of every node
 	Modules string        `yaml:"modules"` // module set of the initramfs: generic or lab
 	BMC     BMCConfig     `yaml:"bmc"`
+	Storage StorageConfig `yaml:"storage"`
 }
 
 // NetworkConfig names the interface and what is served on it. A port of 0 means
@@ -109,6 +110,7 @@ func (c Config) WithDefaults() Config {
 	span(&c.BMC.ReadGap, 500*time.Millisecond)
 	span(&c.BMC.Deadline, 20*time.Second)
 	span(&c.BMC.Settle, 15*time.Second)
+	c.Storage = c.Storage.withDefaults()
 	return c
 }
 
@@ -136,6 +138,9 @@ func (c Config) Validate(where string) error {
 		}
 	default:
 		return bad(fmt.Sprintf("network.dhcp.mode %q is not known", n.DHCP.Mode), "use authoritative, proxy or off")
+	}
+	if err := c.Storage.validate(); err != nil {
+		return bad(err.Error(), "see docs/storage.md; `off: true` ends the schedule")
 	}
 	if c.Modules != "generic" && c.Modules != "lab" {
 		return bad(fmt.Sprintf("modules %q is not known", c.Modules), "use generic or lab")

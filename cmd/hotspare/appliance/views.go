@@ -298,7 +298,13 @@ func (a *Appliance) imageViews() []api.Image {
 func (a *Appliance) volumeViews() []api.Volume {
 	var out []api.Volume
 	for _, i := range a.store.List() {
-		v := api.Volume{Name: i.Name, SizeBytes: i.Size, Allocated: i.Allocated, Parent: i.Parent, Created: i.Created, Epoch: a.exports.Epoch(i.Name)}
+		v := api.Volume{
+			Name: i.Name, SizeBytes: i.Size, Allocated: i.Allocated, Parent: i.Parent, Snapshot: i.Snapshot, ReadOnly: i.ReadOnly,
+			Created: i.Created, Epoch: a.exports.Epoch(i.Name),
+		}
+		if i.Failed != nil {
+			v.Stopped = api.ProblemOf(i.Failed)
+		}
 		if t, err := a.exports.TargetName(i.Name); err == nil {
 			v.Target = t
 		}
@@ -306,17 +312,26 @@ func (a *Appliance) volumeViews() []api.Volume {
 			v.GrantNode, v.GrantEpoch = g.Node, g.Epoch
 		}
 		for _, s := range a.exports.Sessions(i.Name) {
-			v.Sessions = append(v.Sessions, api.Session{Initiator: s.Initiator, Address: s.Address, Epoch: s.Epoch, Since: s.Since})
+			v.Sessions = append(v.Sessions, api.Session{
+				Initiator: s.Initiator, Address: s.Address, Node: s.Node, Epoch: s.Epoch, Since: s.Since, LastWrite: moment(s.LastWrite), InFlight: s.InFlight,
+			})
 		}
 		stats := a.exports.Statistics(i.Name)
 		v.ReadsOps, v.WritesOps = stats.Reads, stats.Writes
-		if !stats.LastWrite.IsZero() {
-			v.LastWrite = &stats.LastWrite
-		}
+		v.LastWrite, v.LastFlush = moment(stats.LastWrite), moment(stats.LastFlush)
+		v.Activity = activity(&stats, a.rates.of(i.Name))
 		out = append(out, v)
 	}
 	slices.SortFunc(out, func(x, y api.Volume) int { return strings.Compare(x.Name, y.Name) })
 	return out
+}
+
+// moment gives a time as views show it; none for the zero time.
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
 }
 
 func notFound(kind, name string) error {

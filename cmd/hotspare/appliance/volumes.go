@@ -28,6 +28,7 @@ type volumes struct {
 	exports *storage.Exports
 	images  *images.Repository
 	log     *slog.Logger
+	letGo   func(volume string) // closes it in what only reads it, before it is deleted; nil: nothing does
 
 	mu sync.Mutex // one change of grants at a time
 }
@@ -161,9 +162,15 @@ func (v *volumes) logins(c haengine.Claim, cfg Config) ([]agentlink.Volume, erro
 }
 
 // of lists the volumes of an application that exist: its data and every root.
+// Snapshots of them are read-only and are not granted; one that is counts too.
 func (v *volumes) of(app string) []string {
 	var out []string
 	for _, i := range v.store.List() {
+		if i.Snapshot {
+			if _, granted := v.exports.Live(i.Name); !granted {
+				continue
+			}
+		}
 		if strings.HasPrefix(i.Name, app+".") {
 			out = append(out, i.Name)
 		}
@@ -202,6 +209,9 @@ func (v *volumes) DeleteRoot(ctx context.Context, d haengine.DeleteRoot) error {
 	if _, err := v.exports.Revoke(ctx, name, uint64(d.Epoch)+1); err != nil {
 		return fmt.Errorf("revoke %s: %w", name, err)
 	}
+	if v.letGo != nil {
+		v.letGo(name)
+	}
 	if err := v.store.Delete(ctx, name); err != nil && !missing(err) {
 		return err
 	}
@@ -221,7 +231,10 @@ func (v *volumes) floor(app string) haengine.Epoch {
 }
 
 // goldenDisks lets the image repository put disk contents into the store.
-type goldenDisks struct{ store *cow.Store }
+type goldenDisks struct {
+	store *cow.Store
+	letGo func(volume string)
+}
 
 func (g goldenDisks) Create(ctx context.Context, name string, size int64) (images.Disk, error) {
 	if err := g.store.Create(ctx, name, size); err != nil {
@@ -234,7 +247,10 @@ func (g goldenDisks) Create(ctx context.Context, name string, size int64) (image
 	return goldenDisk{dev, g.store, name}, nil
 }
 
-func (g goldenDisks) Delete(ctx context.Context, name string) error { return g.store.Delete(ctx, name) }
+func (g goldenDisks) Delete(ctx context.Context, name string) error {
+	g.letGo(name)
+	return g.store.Delete(ctx, name)
+}
 
 type goldenDisk struct {
 	storage.Device
