@@ -444,7 +444,9 @@ func (c *conn) answerText(pairs Pairs) []byte {
 			own := name == c.nexus.target
 			if c.discovery && (kv.Value == "All" || kv.Value == name) || own && (kv.Value == "" || kv.Value == name) {
 				reply.Add("TargetName", name)
-				reply.Add("TargetAddress", c.nc.LocalAddr().String()+","+portalGroup)
+				for _, a := range c.t.addresses(c.nc.LocalAddr()) {
+					reply.Add("TargetAddress", a+","+portalGroup)
+				}
 			}
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -85,6 +86,7 @@ type Target struct {
 	mem        memory
 
 	mu       sync.Mutex
+	portals  []net.Listener
 	logins   map[string]int // in progress, by address; inLogin is their sum
 	inLogin  int
 	conns    map[*conn]struct{}
@@ -124,6 +126,10 @@ func (t *Target) Serve(ctx context.Context, ln net.Listener) error {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
+	t.mu.Lock()
+	t.portals = append(t.portals, ln)
+	t.mu.Unlock()
+	defer t.forgetPortal(ln)
 	var open sync.WaitGroup
 	defer open.Wait()
 	var backoff time.Duration
@@ -156,6 +162,28 @@ func (t *Target) Serve(ctx context.Context, ln net.Listener) error {
 			c.run(ctx)
 		})
 	}
+}
+
+func (t *Target) forgetPortal(ln net.Listener) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.portals = slices.DeleteFunc(t.portals, func(l net.Listener) bool { return l == ln })
+}
+
+// addresses gives the portals as SendTargets names them: the one that the
+// connection came to, then the others. A listener on all addresses is known by
+// the address that was used alone.
+func (t *Target) addresses(local net.Addr) []string {
+	as := []string{local.String()}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, ln := range t.portals {
+		a, ok := ln.Addr().(*net.TCPAddr)
+		if ok && !a.IP.IsUnspecified() && !slices.Contains(as, a.String()) {
+			as = append(as, a.String())
+		}
+	}
+	return as
 }
 
 // Close cuts all connections. Serve returns when its listener is closed too.

@@ -50,6 +50,20 @@ func (u *unit) reset() {
 	u.protected = false
 }
 
+// powerCycle ends all sessions, as a target cold reset demands (RFC 7143,
+// 11.5.1), and with them the registrations that do not survive a power loss. It
+// does not wait for the sessions.
+func (u *unit) powerCycle() {
+	u.mu.Lock()
+	if !u.reservations.persists {
+		u.reservations = reservations{}
+	}
+	u.mu.Unlock()
+	for _, l := range u.members() {
+		l.c.revoked()
+	}
+}
+
 // lu is a session's view of the logical unit: the nexus.
 type lu struct {
 	unit *unit
