@@ -343,6 +343,7 @@ const (
 	tmfComplete    = 0
 	tmfNoTask      = 1
 	tmfNoLUN       = 2
+	tmfNoReassign  = 4
 	tmfUnsupported = 5
 )
 
@@ -358,6 +359,9 @@ func (c *conn) taskRequest(h *Header) {
 		r[2] = code
 		r.SetTaskTag(req.TaskTag())
 		c.send(&r, nil, true)
+		if req.Flags()&0x7f == tmfColdReset && code == tmfComplete {
+			c.lu.unit.powerCycle()
+		}
 	})
 }
 
@@ -384,6 +388,8 @@ func (c *conn) manage(h *Header) byte {
 		}
 	case tmfLUNReset, tmfWarmReset, tmfColdReset:
 		c.lu.unit.reset()
+	case tmfReassign:
+		return tmfNoReassign
 	default:
 		return tmfUnsupported
 	}
