@@ -107,6 +107,7 @@ func (s *sender) commit(b *batch) {
 		return
 	}
 	s.statSN = b.number(0, s.statSN, s.d)
+	at := len(s.queue)
 	if s.raw != nil && !s.busy && len(s.queue) == 0 {
 		s.busy = true
 		s.mu.Unlock()
@@ -125,11 +126,7 @@ func (s *sender) commit(b *batch) {
 		}
 	}
 	s.queued += len(b.buf) - b.sent
-	if b.sent > 0 { // what was queued meanwhile comes after it
-		s.queue = slices.Insert(s.queue, 0, b)
-	} else {
-		s.queue = append(s.queue, b)
-	}
+	s.queue = slices.Insert(s.queue, at, b)
 	s.cond.Broadcast()
 }
 
