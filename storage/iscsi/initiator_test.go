@@ -163,8 +163,8 @@ func identity(who, target string) iscsi.Pairs {
 	return iscsi.Pairs{{Key: "InitiatorName", Value: who}, {Key: "TargetName", Value: target}, {Key: "SessionType", Value: "Normal"}}
 }
 
-// login logs in with CHAP, one way or both, and with digests if asked for.
-func (i *initiator) login(g storage.Grant, target string, mutual, digests bool) error {
+// authenticate goes through the security stage with CHAP, one way or both.
+func (i *initiator) authenticate(g storage.Grant, target string, mutual bool) error {
 	text := append(identity(g.Initiator, target), iscsi.Pair{Key: "AuthMethod", Value: "CHAP,None"})
 	if _, _, err := i.step(iscsi.StageSecurity, iscsi.StageOperational, false, text); err != nil {
 		return err
@@ -194,7 +194,15 @@ func (i *initiator) login(g storage.Grant, target string, mutual, digests bool) 
 			return errors.New("the target did not prove itself")
 		}
 	}
-	text = iscsi.Pairs{{Key: "MaxRecvDataSegmentLength", Value: "65536"}, {Key: "InitialR2T", Value: "No"}}
+	return nil
+}
+
+// login logs in with CHAP, one way or both, and with digests if asked for.
+func (i *initiator) login(g storage.Grant, target string, mutual, digests bool) error {
+	if err := i.authenticate(g, target, mutual); err != nil {
+		return err
+	}
+	text := iscsi.Pairs{{Key: "MaxRecvDataSegmentLength", Value: "65536"}, {Key: "InitialR2T", Value: "No"}}
 	if digests {
 		text.Add("HeaderDigest", "CRC32C,None")
 		text.Add("DataDigest", "CRC32C,None")
