@@ -24,7 +24,7 @@ import (
 const patience = 4 * time.Minute
 
 // guestModules are what the machine loads; what they depend on is found.
-var guestModules = []string{"virtio_pci", "virtio_net", "sd_mod", "iscsi_tcp", "crc32c_generic", "ext4", "dm_multipath", "dm_service_time"}
+var guestModules = []string{"virtio_pci", "virtio_net", "sd_mod", "iscsi_tcp", "crc32c_generic", "ext4", "dm_multipath", "dm_round_robin"}
 
 // network is a namespace with two cables to the machine: two segments, on each
 // the target has a portal.
@@ -284,7 +284,7 @@ func guestFiles(t *testing.T) (kernel, initramfs string) {
 		t.Fatalf("building the guest's program: %v\n%s", err, out)
 	}
 	var a debian.Initramfs
-	for name, from := range map[string]string{"/init": program, "/bin/busybox": "/bin/busybox"} {
+	for name, from := range map[string]string{"/init": program, "/bin/busybox": "/bin/busybox", "/etc/mke2fs.conf": "/etc/mke2fs.conf"} {
 		b, err := os.ReadFile(from)
 		if err != nil {
 			t.Fatal(err)
@@ -303,7 +303,6 @@ func guestFiles(t *testing.T) (kernel, initramfs string) {
 	}
 	a.File("/etc/passwd", 0o644, []byte("root:x:0:0:root:/:/bin/sh\n"))
 	a.File("/etc/group", 0o644, []byte("root:x:0:\n"))
-	a.File("/etc/mke2fs.conf", 0o644, []byte("[defaults]\nbase_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr\n[fs_types]\next4 = { features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize }\n"))
 	a.File("/etc/iscsi/initiatorname.iscsi", 0o600, []byte("InitiatorName=iqn.1993-08.org.debian:01:initiators\n"))
 	a.File("/etc/iscsi/iscsid.conf", 0o600, []byte(iscsidConf))
 	initramfs = filepath.Join(dir, "initramfs")

@@ -1,9 +1,12 @@
 package initiators_test
 
 import (
+	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // iscsidConf is what an operator sets for a root that must wait for its target:
@@ -13,7 +16,8 @@ node.session.auth.authmethod = CHAP
 node.session.auth.username = ` + chapUser + `
 node.session.auth.password = ` + chapSecret + `
 node.session.timeo.replacement_timeout = 600
-node.conn[0].timeo.noop_out_interval = 2
+node.conn[0].timeo.login_timeout = 3
+node.conn[0].timeo.noop_out_interval = 1
 node.conn[0].timeo.noop_out_timeout = 3
 node.session.err_timeo.abort_timeout = 5
 node.session.err_timeo.lu_reset_timeout = 5
@@ -23,11 +27,20 @@ node.session.scan = auto
 
 const mib = 1 << 20
 
+// full asks for the long runs.
+var full = os.Getenv("HOTSPARE_TEST_FULL") == "1"
+
+// volumes of the stories: one with a file system, one for a load on the bare
+// disk, one that is reached over both portals.
+func volumes() map[string]int64 {
+	return map[string]int64{"data": 24 * mib, "load": 64 * mib, "paths": 64 * mib}
+}
+
 // TestOpenISCSI takes Linux's initiator through the life of its volumes, in one
-// machine: boots are what costs time.
+// machine: boots are what costs time. Each story builds on those before.
 func TestOpenISCSI(t *testing.T) {
 	n := makeNetwork(t)
-	g := startTarget(t, n.ns, 96*mib, []string{"data", "load", "paths"}, n.portal(0), n.portal(1))
+	g := startTarget(t, n.ns, volumes(), n.portal(0), n.portal(1))
 	l := &linux{machine: bootMachine(t, n), n: n}
 	for _, story := range []struct {
 		name string
@@ -35,14 +48,23 @@ func TestOpenISCSI(t *testing.T) {
 	}{
 		{"discovery", discovery},
 		{"authentication", authentication},
+		{"digests", digests},
+		{"file system", fileSystem},
+		{"online resize", onlineResize},
+		{"log-in after a cut", cutLink},
+		{"target killed", targetKilled},
+		{"multipath", multipath},
+		{"reboot", reboot},
+		{"revocation", revocation},
 	} {
 		if !t.Run(story.name, func(t *testing.T) {
-			l.t, g.t = t, t
+			l.t, l.n.t, g.t = t, t, t
 			story.run(t, l, g)
 		}) {
-			break // the others build on it
+			break
 		}
 	}
+	l.t, l.n.t, g.t = t, t, t
 }
 
 // linux is the machine as a user of iscsiadm sees it.
@@ -58,10 +80,21 @@ func (l *linux) node(volume string, portal int) string {
 
 func (l *linux) set(volume string, portal int, name, value string) {
 	l.t.Helper()
-	l.sh("iscsiadm %s -o update -n %s -v %s", l.node(volume, portal), name, value)
+	l.sh("iscsiadm %s -o update -n '%s' -v '%s'", l.node(volume, portal), name, value)
 }
 
-var attached = regexp.MustCompile(`Attached scsi disk (\w+)\s+State: running`)
+// discover finds all volumes at both portals.
+func (l *linux) discover() {
+	l.t.Helper()
+	for i := range 2 {
+		out := l.sh("iscsiadm -m discovery -t sendtargets -p %s", l.n.portal(i))
+		for v := range volumes() {
+			if !strings.Contains(out, l.n.portal(i)+",1 "+iqn(v)) {
+				l.t.Errorf("portal %d does not name %s:\n%s", i, v, out)
+			}
+		}
+	}
+}
 
 // login logs in and gives the name of the disk.
 func (l *linux) login(volume string, portal int) string {
@@ -70,49 +103,240 @@ func (l *linux) login(volume string, portal int) string {
 	return l.disk(volume, portal)
 }
 
-// disk gives the name of the disk of a session.
+func (l *linux) logout(volume string, portal int) {
+	l.t.Helper()
+	l.sh("iscsiadm %s -u", l.node(volume, portal))
+}
+
+var attached = regexp.MustCompile(`Attached scsi disk (\w+)\s+State: running`)
+
+// disk gives the name of the disk of a session, once the kernel has it.
 func (l *linux) disk(volume string, portal int) string {
 	l.t.Helper()
-	here := false
-	out := l.sh("iscsiadm -m session -P 3")
-	for line := range strings.Lines(out) {
-		line = strings.TrimSpace(line)
-		switch {
-		case strings.HasPrefix(line, "Target: "):
-			here = strings.HasPrefix(line, "Target: "+iqn(volume)+" ")
-		case strings.HasPrefix(line, "Current Portal: ") && here:
-			// A target's portals follow each other under its name.
-			if here = strings.Contains(line, l.n.portal(portal)); !here {
-				here = false
+	for deadline := time.Now().Add(patience); ; {
+		var target, at string
+		out := l.sh("iscsiadm -m session -P 3")
+		for line := range strings.Lines(out) {
+			f := strings.Fields(line)
+			switch {
+			case len(f) > 1 && f[0] == "Target:":
+				target = f[1]
+			case len(f) > 2 && f[0] == "Current":
+				at, _, _ = strings.Cut(f[2], ",")
+			}
+			if m := attached.FindStringSubmatch(line); m != nil && target == iqn(volume) && at == l.n.portal(portal) {
+				return m[1]
 			}
 		}
-		if m := attached.FindStringSubmatch(line); m != nil && here {
-			return m[1]
+		if time.Now().After(deadline) {
+			l.t.Fatalf("no disk of %s at portal %d:\n%s", volume, portal, out)
 		}
+		l.sh("sleep 0.2")
 	}
-	l.t.Fatalf("no disk of %s at portal %d:\n%s", volume, portal, out)
-	return ""
+}
+
+// session gives the folder of a session below /sys.
+func (l *linux) session(disk string) string {
+	l.t.Helper()
+	return strings.TrimSpace(l.sh(`d=$(readlink -f /sys/block/%s/device); s=${d%%/target*}; echo $s/iscsi_session/${s##*/}`, disk))
 }
 
 // discovery: both portals name the volumes.
-func discovery(t *testing.T, l *linux, _ *target) {
-	for i := range 2 {
-		out := l.sh("iscsiadm -m discovery -t sendtargets -p %s", l.n.portal(i))
-		for _, v := range []string{"data", "load", "paths"} {
-			if !strings.Contains(out, l.n.portal(i)+",1 "+iqn(v)) {
-				t.Errorf("portal %d does not name %s:\n%s", i, v, out)
-			}
+func discovery(_ *testing.T, l *linux, _ *target) { l.discover() }
+
+// authentication: CHAP, and mutual CHAP; a wrong secret of either side ends it.
+func authentication(t *testing.T, l *linux, _ *target) {
+	refused := func(what string) {
+		t.Helper()
+		if out := l.fails("iscsiadm %s -l", l.node("data", 0)); !strings.Contains(out, "login failed due to authorization failure") {
+			t.Errorf("%s: %s", what, out)
 		}
+	}
+	l.set("data", 0, "node.session.auth.password", "not-the-secret-at-all")
+	refused("a wrong secret")
+	l.set("data", 0, "node.session.auth.authmethod", "None")
+	refused("no secret")
+	l.set("data", 0, "node.session.auth.authmethod", "CHAP")
+	l.set("data", 0, "node.session.auth.password", chapSecret)
+	l.login("data", 0)
+	l.logout("data", 0)
+	l.set("data", 0, "node.session.auth.username_in", mutualUser)
+	l.set("data", 0, "node.session.auth.password_in", "secret-of-an-impostor")
+	l.fails("iscsiadm %s -l", l.node("data", 0))
+	l.set("data", 0, "node.session.auth.password_in", mutualSecret)
+	l.login("data", 0)
+	l.logout("data", 0)
+}
+
+// digests: CRC32C over headers and data, with real data behind them.
+func digests(t *testing.T, l *linux, _ *target) {
+	for _, kind := range []string{"HeaderDigest", "DataDigest"} {
+		l.set("data", 0, "node.conn[0].iscsi."+kind, "CRC32C")
+	}
+	disk := l.login("data", 0)
+	out := l.sh("iscsiadm -m session -P 2")
+	for _, want := range []string{"HeaderDigest: CRC32C", "DataDigest: CRC32C"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %s:\n%s", want, out)
+		}
+	}
+	l.sh("guest write /dev/%s 1 64 && guest verify /dev/%s 1 64", disk, disk)
+	l.logout("data", 0)
+}
+
+// fileSystem: what is written is there after another log-in. (The shell of
+// busybox would take its own mke2fs.)
+func fileSystem(_ *testing.T, l *linux, _ *target) {
+	disk := l.login("data", 0)
+	l.sh(`/sbin/mke2fs -q -t ext4 /dev/%s && mount -t ext4 /dev/%s /mnt && mkdir /mnt/a && cp -a /usr /mnt/a/ && sync
+cd /mnt/a && find . -type f | xargs sha256sum > /mnt/sums && [ $(wc -l < /mnt/sums) -gt 4 ]`, disk, disk)
+	l.sh("umount /mnt")
+	l.logout("data", 0)
+	disk = l.login("data", 0)
+	l.sh("mount -t ext4 /dev/%s /mnt", disk)
+	l.checkSums()
+}
+
+// checkSums reads all files from the disk, not from the page cache.
+func (l *linux) checkSums() {
+	l.t.Helper()
+	l.sh("echo 3 > /proc/sys/vm/drop_caches; cd /mnt/a && sha256sum -c -s /mnt/sums")
+}
+
+// onlineResize: a mounted volume grows, and the file system in it.
+func onlineResize(_ *testing.T, l *linux, g *target) {
+	disk := l.disk("data", 0)
+	g.ask("resize data 48M", nil)
+	l.sh("iscsiadm %s -R", l.node("data", 0))
+	l.sh("until [ $(cat /sys/block/%s/size) = %d ]; do sleep 0.1; done", disk, 48*mib/512)
+	l.sh("resize2fs /dev/%s && [ $(df -m /mnt | awk 'END { print $2 }') -gt 36 ]", disk)
+	l.sh("mkdir /mnt/a/more && dd if=/dev/urandom of=/mnt/a/more/big bs=1M count=20 conv=fsync && cd /mnt/a && sha256sum ./more/big >> /mnt/sums && sync")
+	l.checkSums()
+}
+
+// cutLink: the cable is out while a load runs, until the initiator has noticed.
+// When it is back, the session is, and the load never learns of it.
+func cutLink(_ *testing.T, l *linux, _ *target) {
+	disk := l.login("load", 0)
+	session := l.session(disk)
+	load := l.start("guest write /dev/" + disk + " 2 320")
+	load.until("flushed 64")
+	l.n.cut(0)
+	l.sh("while [ $(cat %s/state) = LOGGED_IN ]; do sleep 0.1; done", session)
+	l.n.mend(0)
+	load.must()
+	l.sh("guest verify /dev/%s 2 320", disk)
+	l.checkSums()
+}
+
+// targetKilled: kill -9 of the target under a load, again and again. It begins
+// anew on the same directory, the initiator logs in again by itself, and every
+// byte is there.
+func targetKilled(_ *testing.T, l *linux, g *target) { // S14
+	kills := 3
+	if full {
+		kills = 9 // chunks: at most the volume's 1024
+	}
+	const chunks = 96
+	disk := l.disk("load", 0)
+	load := l.start(fmt.Sprintf("guest write /dev/%s 3 %d", disk, (kills+1)*chunks))
+	for i := range kills {
+		load.until(fmt.Sprint("flushed ", (i+1)*chunks-16))
+		g.kill()
+		g.run()
+	}
+	load.must()
+	l.sh("guest verify /dev/%s 3 %d", disk, (kills+1)*chunks)
+	l.checkSums()
+}
+
+// multipath: two portals are two ways to one unit. Either may go, and the target
+// may restart; the load goes on.
+func multipath(t *testing.T, l *linux, g *target) {
+	var disks, devices, sessions [2]string
+	for i := range 2 {
+		l.set("paths", i, "node.session.timeo.replacement_timeout", "3")
+		disks[i] = l.login("paths", i)
+		devices[i] = strings.TrimSpace(l.sh("cat /sys/block/%s/dev", disks[i]))
+		sessions[i] = l.session(disks[i])
+	}
+	// The names by which multipathd knows that both are one unit.
+	l.sh("cmp /sys/block/%[1]s/device/wwid /sys/block/%[2]s/device/wwid && cmp /sys/block/%[1]s/device/vpd_pg83 /sys/block/%[2]s/device/vpd_pg83", disks[0], disks[1])
+	l.sh("dmsetup --noudevrules --noudevsync create paths --table '0 %d multipath 1 queue_if_no_path 0 1 1 round-robin 0 2 1 %s 1 %s 1'", 64*mib/512, devices[0], devices[1])
+	// What multipathd does: a way that works again is used again.
+	checker := l.start(fmt.Sprintf(`way() { dmsetup status paths | grep -q "$1 F" && [ $(cat $2/state) = LOGGED_IN ] && [ $(cat /sys/block/$3/device/state) = running ] && dmsetup message paths 0 reinstate_path $1; }
+while dmsetup status paths > /dev/null 2>&1; do way %s %s %s; way %s %s %s; sleep 0.3; done`, devices[0], sessions[0], disks[0], devices[1], sessions[1], disks[1]))
+	load := l.start("guest write /dev/dm-0 4 448")
+	load.until("flushed 64")
+	for i, next := range []string{"flushed 160", "flushed 256"} {
+		l.n.cut(i)
+		l.sh("until dmsetup status paths | grep -q '%s F'; do sleep 0.1; done", devices[i])
+		load.until(next) // over the other one
+		l.n.mend(i)
+		l.sh("until dmsetup status paths | grep -q '%s A'; do sleep 0.1; done", devices[i])
+	}
+	g.kill()
+	g.run()
+	load.must()
+	l.sh("guest verify /dev/dm-0 4 448")
+	for i := range 2 {
+		l.sh("guest verify /dev/%s 4 448", disks[i])
+	}
+	var stats struct{ Sessions []any }
+	if g.ask("stats paths", &stats); len(stats.Sessions) != 2 {
+		t.Errorf("%d sessions, not one at each portal", len(stats.Sessions))
+	}
+	l.sh("dmsetup --noudevrules --noudevsync remove paths")
+	checker.end()
+	for i := range 2 {
+		l.logout("paths", i)
 	}
 }
 
-// authentication: CHAP, and mutual CHAP; a wrong secret of either side ends it.
-func authentication(t *testing.T, l *linux, g *target) {
-	l.set("data", 0, "node.session.auth.password", "not-the-secret-at-all")
-	if out := l.fails("iscsiadm %s -l", l.node("data", 0)); !strings.Contains(out, "authorization failure") {
-		t.Errorf("a wrong secret: %s", out)
+// reboot: the machine resets in the middle of its work. What it had flushed is
+// there when it comes back, and the file system is sound.
+func reboot(_ *testing.T, l *linux, _ *target) {
+	disk := l.disk("load", 0)
+	load := l.start("guest write /dev/" + disk + " 5 1024")
+	load.until("flushed 128")
+	l.start("echo b > /proc/sysrq-trigger")
+	l.booted()
+	l.discover()
+	disk = l.login("load", 0)
+	l.sh("guest verify /dev/%s 5 128", disk)
+	disk = l.login("data", 0)
+	l.sh("mount -t ext4 /dev/%s /mnt", disk) // replays the journal
+	l.checkSums()
+	l.sh("umount /mnt && e2fsck -f -n /dev/%s", disk)
+}
+
+// revocation: the grant goes under a load. The initiator is cut, does not come
+// in again, and what it holds back never lands.
+func revocation(t *testing.T, l *linux, g *target) { // S2
+	disk := l.disk("load", 0)
+	session := l.session(disk)
+	load := l.start("guest write /dev/" + disk + " 6 1024")
+	load.until("flushed 64")
+	var revoked struct {
+		Epoch    uint64
+		Sessions int
 	}
-	l.set("data", 0, "node.session.auth.password", chapSecret)
-	t.Log(l.login("data", 0))
-	l.sh("iscsiadm %s -u", l.node("data", 0))
+	g.ask("revoke load 2", &revoked)
+	if revoked.Epoch != 2 || revoked.Sessions < 1 { // the one from before the reboot may be there yet
+		t.Errorf("revoked: %+v", revoked)
+	}
+	var before, after struct{ Writes, Discards, Flushes uint64 }
+	g.ask("stats load", &before)
+	l.sh("while [ $(cat %s/state) = LOGGED_IN ]; do sleep 0.1; done", session)
+	l.sh("iscsiadm %s -u", l.node("load", 0))
+	if out, exit := load.end(); exit == 0 {
+		t.Errorf("a revoked initiator writes to the end:\n%s", out)
+	}
+	l.fails("iscsiadm %s -l", l.node("load", 0))
+	if g.ask("stats load", &after); after != before {
+		t.Errorf("after the revocation %+v became %+v", before, after)
+	}
+	g.ask("grant load 3", nil)
+	disk = l.login("load", 0)
+	l.sh("guest verify /dev/%s 6 64", disk)
 }

@@ -68,15 +68,12 @@ type target struct {
 	answers   *bufio.Scanner
 }
 
-// startTarget runs a target with volumes of size bytes each.
-func startTarget(t *testing.T, namespace string, size int64, names []string, portals ...string) *target {
+// startTarget runs a target with the volumes (name to size in bytes).
+func startTarget(t *testing.T, namespace string, volumes map[string]int64, portals ...string) *target {
 	t.Helper()
 	dir := t.TempDir()
 	g := &target{t: t, namespace: namespace, opts: plaintarget.Options{
-		Dir: filepath.Join(dir, "store"), Socket: filepath.Join(dir, "sock"), Listen: portals[0], Portals: portals[1:], Volumes: map[string]int64{}}}
-	for _, n := range names {
-		g.opts.Volumes[n] = size
-	}
+		Dir: filepath.Join(dir, "store"), Socket: filepath.Join(dir, "sock"), Listen: portals[0], Portals: portals[1:], Volumes: volumes}}
 	t.Cleanup(g.kill)
 	g.run()
 	return g

@@ -57,7 +57,7 @@ func initialise() error {
 	if out, err := exec.Command("/bin/busybox", "--install", "-s", "/bin").CombinedOutput(); err != nil {
 		return fmt.Errorf("busybox: %w: %s", err, out)
 	}
-	if err := os.Setenv("PATH", "/bin:/sbin"); err != nil {
+	if err := os.Setenv("PATH", "/sbin:/bin"); err != nil {
 		return err
 	}
 	tty, err := openPort("/dev/ttyS1")
