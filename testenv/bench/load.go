@@ -70,7 +70,7 @@ func run(s *session, w work, seed uint64) (outcome, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	g := &generator{s: s, w: w, rng: rand.New(rand.NewPCG(seed, 1)), slots: make([]slot, w.depth),
-		heads: make([]iscsi.Header, 0, 4096), in: make([]byte, 1<<20), data: make([]byte, w.size), limit: s.cmdSN + uint32(w.depth) - 1}
+		heads: make([]iscsi.Header, 0, 4096), in: make([]byte, 256<<10), data: make([]byte, w.size), limit: s.cmdSN + uint32(w.depth) - 1}
 	for i := range g.data {
 		g.data[i] = byte(g.rng.Uint32())
 	}

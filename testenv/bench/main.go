@@ -24,11 +24,13 @@ type options struct {
 	memory  string // directory in memory
 	out     string
 	only    *regexp.Regexp // names of groups to measure
+	pattern *regexp.Regexp // names of patterns that both targets run
 	quick   bool
 	rounds  int
 	slice   time.Duration // of one pattern
 	span    int64         // bytes of a volume
 	extents int           // of the fragmented volume of the store's figures
+	depth   int           // of sequential patterns
 	verbose bool
 }
 
@@ -45,12 +47,14 @@ func main() {
 	var o options
 	part := flag.String("part", "storage", "what to measure")
 	only := flag.String("only", "", "regular expression: measure these groups only (memory, logins, file, limits, store)")
+	pattern := flag.String("pattern", "", "regular expression: measure these patterns only")
 	profile := flag.String("profile", "", "write a CPU profile of our target to this file")
 	flag.StringVar(&o.lab, "lab", "out/bin/hotspare-lab", "the program whose target is measured")
 	flag.StringVar(&o.work, "work", "out/bench", "directory on the disk to measure")
 	flag.StringVar(&o.memory, "memory", "/dev/shm", "directory in memory")
 	flag.StringVar(&o.out, "out", "out/bench-storage.json", "where the figures go")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds of each pattern")
+	flag.IntVar(&o.depth, "depth", 8, "commands outstanding in sequential patterns")
 	flag.DurationVar(&o.slice, "slice", 3*time.Second, "time of one pattern")
 	flag.BoolVar(&o.verbose, "v", false, "print every round")
 	flag.Parse()
@@ -59,7 +63,7 @@ func main() {
 	if o.quick {
 		o.rounds, o.slice, o.span, o.extents = 1, time.Second, 256<<20, 50_000
 	}
-	o.only = regexp.MustCompile(*only)
+	o.only, o.pattern = regexp.MustCompile(*only), regexp.MustCompile(*pattern)
 	if *profile != "" {
 		self, err := os.Executable()
 		if err != nil {
@@ -71,6 +75,9 @@ func main() {
 	if *part != "storage" {
 		fmt.Fprintf(os.Stderr, "bench: no part %q; fix: PART=storage\n", *part)
 		os.Exit(2)
+	}
+	if inside, code := ownNetwork(); !inside {
+		os.Exit(code)
 	}
 	if err := storagePart(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -28,8 +28,8 @@ func memoryFigures(ctx context.Context, o options) ([]figure, error) {
 	return compare(ctx, o, o.memory, []pattern{
 		{name: "memory: 4k random read QD32", work: w(false, 4096, 32, true), unit: "IOPS", goal: 3.5, cpu: 10},
 		{name: "memory: 4k random write QD32", work: w(true, 4096, 32, true), unit: "IOPS", goal: 2.4, cpu: 15},
-		{name: "memory: 256k sequential read QD8", work: w(false, 256<<10, 8, false), unit: "MB/s", goal: 1.25, limit: "tcp"},
-		{name: "memory: 256k sequential write QD8", work: w(true, 256<<10, 8, false), unit: "MB/s", goal: 4},
+		{name: "memory: 256k sequential read QD8", work: w(false, 256<<10, o.depth, false), unit: "MB/s", goal: 1.25, limit: "tcp"},
+		{name: "memory: 256k sequential write QD8", work: w(true, 256<<10, o.depth, false), unit: "MB/s", goal: 4},
 		{name: "memory: 4k random read QD1", work: w(false, 4096, 1, true), unit: "IOPS", goal: 2},
 		{name: "memory: 4k random write QD1", work: w(true, 4096, 1, true), unit: "IOPS", goal: 1.2},
 	})
@@ -98,6 +98,9 @@ func compare(ctx context.Context, o options, dir string, patterns []pattern) ([]
 	var figures []figure
 	err := both(ctx, o, dir, func(ps []*peer, ss []*session) error {
 		for _, pt := range patterns {
+			if !o.pattern.MatchString(pt.name) {
+				continue
+			}
 			main := &series{name: pt.name, unit: pt.unit, peer: theirs, goal: pt.goal, better: "higher"}
 			cpu := &series{name: pt.name + ", CPU of the target", unit: "us/op", goal: pt.cpu, better: "lower"}
 			tcp := &series{name: pt.name + " beside TCP", unit: pt.unit, peer: "iperf3", goal: 0.8, better: "higher"}
