@@ -7,7 +7,8 @@ type NoWaiter interface {
 	// ReadAtNoWait fills p from off if all of it is in memory. After false p
 	// holds anything.
 	ReadAtNoWait(p []byte, off int64) bool
-	// WriteAtNoWait writes p at off. Unless done, nothing was written.
+	// WriteAtNoWait writes p at off. Unless done, any part of p may have been
+	// written, as if WriteAt was under way: it must follow, or the command fails.
 	WriteAtNoWait(p []byte, off int64) (done bool, err error)
 }
 
@@ -27,7 +28,7 @@ func (a *Attachment) ReadAtNoWait(p []byte, off int64) bool {
 }
 
 // WriteAtNoWait is WriteAt if the volume's device can do it without waiting.
-// Unless done, nothing was written.
+// Unless done, a part may have been written.
 func (a *Attachment) WriteAtNoWait(p []byte, off int64) (done bool, err error) {
 	if a.noWait == nil || a.readOnly || a.trace != nil || !a.gate.enter() {
 		return false, nil

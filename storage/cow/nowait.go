@@ -111,17 +111,27 @@ func (s *Store) readBlocksNoWait(slot uint32, block int, p []byte) bool {
 	return true
 }
 
-// WriteAtNoWait is WriteAt for whole blocks of one cluster, if the log need not
-// be synced first and nobody is in the way.
+// WriteAtNoWait is WriteAt for whole blocks, if the log need not be synced first
+// and nobody is in the way.
 func (d *device) WriteAtNoWait(p []byte, off int64) (done bool, err error) {
-	sp := first(off, int64(len(p)))
-	if len(p) == 0 || sp.n != len(p) || sp.from%blockSize != 0 || sp.n%blockSize != 0 || !d.s.io.TryRLock() {
+	if off%blockSize != 0 || len(p)%blockSize != 0 || !d.s.io.TryRLock() {
 		return false, nil
 	}
 	defer d.s.io.RUnlock()
 	if d.ready(off, int64(len(p))) != nil || d.readOnly() {
 		return false, nil
 	}
+	for len(p) > 0 {
+		sp := first(off, int64(len(p)))
+		if done, err := d.writeSpanNoWait(sp, p[:sp.n]); !done || err != nil {
+			return done, err
+		}
+		p, off = p[sp.n:], off+int64(sp.n)
+	}
+	return true, nil
+}
+
+func (d *device) writeSpanNoWait(sp span, p []byte) (done bool, err error) {
 	lock := &d.v.stripes[sp.cluster%stripes]
 	if !lock.TryLock() {
 		return false, nil

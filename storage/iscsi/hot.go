@@ -173,20 +173,57 @@ func (c *conn) hotWrite(h *Header, p plain, pdu []byte) bool {
 		return false
 	}
 	c.took(pdu)
-	var r Header
-	r.SetOpcode(OpSCSIResponse, false)
-	r.SetFlags(0x80)
-	r.SetTaskTag(h.TaskTag())
+	c.written(h.TaskTag(), p, err)
+	return true
+}
+
+// written answers a write that the receiving goroutine carried out.
+func (c *conn) written(tag uint32, p plain, err error) {
+	var h Header
+	h.SetOpcode(OpSCSIResponse, false)
+	h.SetFlags(0x80)
+	h.SetTaskTag(tag)
 	var sense []byte
 	if err != nil {
 		res := failed(err, true)
-		r[3] = res.status
-		r.SetFlags(0x82) // all of it is left
-		r.PutUint32(44, uint32(p.size))
+		h[3] = res.status
+		h.SetFlags(0x82) // all of it is left
+		h.PutUint32(44, uint32(p.size))
 		sense = append([]byte{0, senseSize}, res.sense.fixed()...)
 	}
-	c.batchFor(len(sense)).add(&r, sense, d, true, true)
+	c.batchFor(len(sense)).add(&h, sense, c.params.digests, true, true)
+}
+
+// hotTask carries out a task that is ready to run, on the receiving goroutine,
+// if it is a plain write that need not wait. It says whether it did.
+func (c *conn) hotTask(t *task) bool {
+	p, ok := plainCDB(t.cdb[:], t.edtl)
+	if !ok || !p.write || p.size > maxBurst || !t.out || t.in || !c.lu.admits(p, t.cdb[:]) || !c.lu.unit.atomic.TryRLock() {
+		return false
+	}
+	done, err := c.lu.att.WriteAtNoWait(t.buf, p.off)
+	c.lu.unit.atomic.RUnlock()
+	if !done {
+		return false
+	}
+	c.mu.Lock()
+	aborted := t.aborted
+	c.release(t)
+	c.mu.Unlock()
+	if !aborted {
+		c.written(t.tag, p, err)
+	}
+	c.forgetData(t)
+	close(t.done)
 	return true
+}
+
+// forgetData gives back the buffer of a write that was carried out.
+func (c *conn) forgetData(t *task) {
+	if buf := t.buf; pooled(buf) {
+		t.buf = nil
+		c.t.mem.freeBuffer(buf)
+	}
 }
 
 // fill appends the Data-In PDUs of a read to b, the last with the status. With

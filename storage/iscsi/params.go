@@ -11,7 +11,7 @@ import (
 const (
 	maxRecvSegment  = 256 << 10 // bytes of data in one PDU to us
 	maxBurst        = 1 << 20
-	maxFirstBurst   = 128 << 10
+	maxFirstBurst   = 256 << 10
 	commandWindow   = 128      // commands that a session may have outstanding
 	maxTransfer     = 16 << 20 // bytes of one command
 	maxLoginText    = 16 << 10 // bytes of the text of one log-in step

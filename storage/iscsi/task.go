@@ -74,20 +74,31 @@ func (c *conn) command(h *Header, ahs int, data []byte) error {
 			copy(t.buf, data)
 		}
 	}
-	c.advance(t)
+	ready := c.advance(t)
 	c.mu.Unlock()
+	if ready {
+		c.perform(t)
+	}
 	return nil
 }
 
-// advance starts a task, asks for its data, or runs it; c.mu is held.
-func (c *conn) advance(t *task) {
+// perform runs a task on the receiving goroutine if that need not wait.
+func (c *conn) perform(t *task) {
+	if !c.hotTask(t) {
+		c.running.Go(func() { c.exec(t) })
+	}
+}
+
+// advance starts a task, or asks for its data. When it says ready, the caller
+// runs it. c.mu is held.
+func (c *conn) advance(t *task) (ready bool) {
 	if t.aborted || t.runs || t.unsolicited {
-		return
+		return false
 	}
 	if !t.started {
 		if t.out && c.held > 0 && c.held+t.edtl > outstandingData {
 			c.waiting = append(c.waiting, t)
-			return
+			return false
 		}
 		t.started = true
 		if t.out {
@@ -103,10 +114,10 @@ func (c *conn) advance(t *task) {
 	}
 	if t.out && t.got < t.edtl {
 		c.ask(t)
-		return
+		return false
 	}
 	t.runs = true
-	c.running.Go(func() { c.exec(t) })
+	return true
 }
 
 // ask sends the R2Ts that may be outstanding; c.mu is held.
@@ -159,8 +170,8 @@ func (c *conn) dataOut(h *Header) error {
 		return err
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if t.aborted {
+		c.mu.Unlock()
 		return nil
 	}
 	t.got += n
@@ -174,8 +185,10 @@ func (c *conn) dataOut(h *Header) error {
 			t.r2ts = t.r2ts[1:]
 		}
 	}
-	if h.Final() {
-		c.advance(t)
+	ready := h.Final() && c.advance(t)
+	c.mu.Unlock()
+	if ready {
+		c.perform(t)
 	}
 	return nil
 }
@@ -213,10 +226,7 @@ func (c *conn) exec(t *task) {
 	res := c.lu.execute(t)
 	switch t.cdb[0] {
 	case 0x2a, 0x8a, 0xaa: // a write holds on to nothing
-		if buf := t.buf; pooled(buf) {
-			t.buf = nil
-			defer c.t.mem.freeBuffer(buf)
-		}
+		c.forgetData(t)
 	}
 	c.finishTask(t, res)
 }
@@ -250,7 +260,9 @@ func (c *conn) release(t *task) {
 			return
 		}
 		c.waiting = c.waiting[1:]
-		c.advance(w)
+		if c.advance(w) {
+			c.running.Go(func() { c.exec(w) })
+		}
 	}
 }
 
