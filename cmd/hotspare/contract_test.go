@@ -76,7 +76,7 @@ func (a *everything) Follow(context.Context, uint64) (<-chan api.Event, error) {
 func TestTheCommandLineSpeaksTheDocumentedInterface(t *testing.T) {
 	a := &everything{}
 	srv, err := api.New(api.Options{
-		Verbs: api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a},
+		Verbs: api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, Tasks: a},
 		Token: hotspare.NewSecret("unused over the socket"),
 	})
 	if err != nil {
@@ -110,6 +110,15 @@ func TestTheCommandLineSpeaksTheDocumentedInterface(t *testing.T) {
 		"site unfreeze":     {"", "unfreeze site    "},
 		"explain":           {"app orders", "explain app orders"},
 		"events":            {"--limit 5", "events"},
+		"volume snapshot":   {"orders.data monday", "snapshot orders.data monday 0"},
+		"volume clone":      {"orders.data@monday copy", "clone orders.data@monday copy 0"},
+		"volume resize":     {"orders.data 20Gi", "resize orders.data  21474836480"},
+		"volume delete":     {"orders.data@monday", "delete orders.data@monday  0"},
+		"volume export":     {"orders.data --format qcow2 -f /srv/x.qcow2 --rate 1Mi", "export orders.data /srv/x.qcow2 qcow2   1048576 true"},
+		"volume copy":       {"orders.data --from /srv/backup --as new", "copy orders.data   /srv/backup new 0 true"},
+		"storage check":     {"", "storage"},
+		"storage scrub":     {"", "scrub      0 true"},
+		"tasks abort":       {"t7", "abort t7"},
 	}
 	alone := map[string]bool{"serve": true, "version": true} // these speak to nobody
 	for _, path := range leaves() {

@@ -98,6 +98,7 @@ func command() *cobra.Command {
 		serveCommand(),
 		applyCommand(&c), getCommand(&c), describeCommand(&c), deleteCommand(&c),
 		imageCommand(&c), appCommand(&c), nodeCommand(&c), siteCommand(&c),
+		volumeCommand(&c), storageCommand(&c), tasksCommand(&c),
 		explainCommand(&c), eventsCommand(&c),
 	)
 	return root

@@ -154,18 +154,36 @@ func imageRows(t *table, images []api.Image) {
 }
 
 func volumeRows(t *table, volumes []api.Volume) {
-	head := []string{"NAME", "SIZE", "USED", "GRANT", "EPOCH", "SESSIONS", "LAST WRITE"}
+	head := []string{"NAME", "SIZE", "USED", "STATE", "GRANT", "EPOCH", "SESSIONS", "LAST WRITE"}
 	if t.wide {
-		head = append(head, "PARENT", "TARGET")
+		head = append(head, "READS/S", "WRITES/S", "QUEUE", "WRITE P99", "LAST FLUSH", "PARENT", "TARGET")
 	}
 	t.row(head...)
 	for _, v := range volumes {
-		cells := []string{v.Name, size(v.SizeBytes), size(v.Allocated), v.GrantNode, number(v.Epoch), strconv.Itoa(len(v.Sessions)), ago(v.LastWrite)}
+		cells := []string{v.Name, size(v.SizeBytes), size(v.Allocated), volumeState(v), v.GrantNode, number(v.Epoch), strconv.Itoa(len(v.Sessions)), ago(v.LastWrite)}
 		if t.wide {
-			cells = append(cells, v.Parent, v.Target)
+			a := v.Activity
+			if a == nil {
+				a = &api.VolumeStats{}
+			}
+			p99 := time.Duration(a.Write.P99Micros * float64(time.Microsecond)).Round(time.Microsecond)
+			cells = append(cells, fmt.Sprintf("%.0f", a.Read.PerSecond), fmt.Sprintf("%.0f", a.Write.PerSecond), fmt.Sprintf("%.1f", a.Queue),
+				p99.String(), ago(v.LastFlush), v.Parent, v.Target)
 		}
 		t.row(cells...)
 	}
+}
+
+func volumeState(v api.Volume) string {
+	switch {
+	case v.Stopped != nil:
+		return "stopped"
+	case v.Snapshot:
+		return "snapshot"
+	case v.ReadOnly:
+		return "sealed"
+	}
+	return "ok"
 }
 
 func applicationRows(t *table, apps []api.Application) {

@@ -150,7 +150,7 @@ func (r routes) change(ctx context.Context, c VolumeChange) (*body[Accepted], er
 }
 
 type newNameInput struct {
-	named
+	Name string `path:"name"`
 	origin
 	Body struct {
 		As string `json:"as" minLength:"1" maxLength:"128" doc:"snapshot: the part behind @; clone: the new volume's name"`
@@ -166,7 +166,7 @@ func (r routes) cloneVolume(ctx context.Context, in *newNameInput) (*body[Accept
 }
 
 type resizeInput struct {
-	named
+	Name string `path:"name"`
 	origin
 	Body struct {
 		SizeBytes int64 `json:"sizeBytes" minimum:"512" doc:"a multiple of 512; a volume never shrinks"`
@@ -178,7 +178,7 @@ func (r routes) resizeVolume(ctx context.Context, in *resizeInput) (*body[Accept
 }
 
 type volumeInput struct {
-	named
+	Name string `path:"name"`
 	origin
 }
 
@@ -198,18 +198,13 @@ func (r routes) begin(ctx context.Context, q TaskRequest, o origin) (*body[Task]
 	return &body[Task]{t}, nil
 }
 
-// pace is what tasks that read a lot have in common.
-type pace struct {
-	BytesPerSecond int64 `json:"bytesPerSecond,omitempty" minimum:"0" doc:"bound of the rate; 0: none, of a scrub the configured one"`
-}
-
 type exportInput struct {
-	named
+	Name string `path:"name"`
 	origin
 	Body struct {
-		pace
-		File   string `json:"file" minLength:"1" doc:"name in the appliance's folder of exports; over the unix socket also an absolute path"`
-		Format string `json:"format" enum:"raw,qcow2"`
+		BytesPerSecond int64  `json:"bytesPerSecond,omitempty" minimum:"0" doc:"bound of the rate; 0: none"`
+		File           string `json:"file" minLength:"1" doc:"name in the appliance's folder of exports; over the unix socket also an absolute path"`
+		Format         string `json:"format" enum:"raw,qcow2"`
 	}
 }
 
@@ -218,13 +213,13 @@ func (r routes) exportVolume(ctx context.Context, in *exportInput) (*body[Task],
 }
 
 type copyInput struct {
-	named
+	Name string `path:"name"`
 	origin
 	Body struct {
-		pace
-		To   string `json:"to,omitempty" doc:"folder of the other store, made when missing; named as the file of an export is"`
-		From string `json:"from,omitempty" doc:"folder of the other store that has the volume"`
-		As   string `json:"as,omitempty" doc:"name of the copy; default: the same"`
+		BytesPerSecond int64  `json:"bytesPerSecond,omitempty" minimum:"0" doc:"bound of the rate; 0: none"`
+		To             string `json:"to,omitempty" doc:"folder of the other store, made when missing; named as the file of an export is"`
+		From           string `json:"from,omitempty" doc:"folder of the other store that has the volume"`
+		As             string `json:"as,omitempty" doc:"name of the copy; default: the same"`
 	}
 }
 
@@ -233,9 +228,11 @@ func (r routes) copyVolume(ctx context.Context, in *copyInput) (*body[Task], err
 }
 
 type scrubInput struct {
-	named
+	Name string `path:"name"`
 	origin
-	Body struct{ pace }
+	Body struct {
+		BytesPerSecond int64 `json:"bytesPerSecond,omitempty" minimum:"0" doc:"bound of the rate; 0: the configured one"`
+	}
 }
 
 func (r routes) scrubVolume(ctx context.Context, in *scrubInput) (*body[Task], error) {
@@ -244,7 +241,9 @@ func (r routes) scrubVolume(ctx context.Context, in *scrubInput) (*body[Task], e
 
 type scrubAllInput struct {
 	origin
-	Body struct{ pace }
+	Body struct {
+		BytesPerSecond int64 `json:"bytesPerSecond,omitempty" minimum:"0" doc:"bound of the rate; 0: the configured one"`
+	}
 }
 
 func (r routes) scrubStorage(ctx context.Context, in *scrubAllInput) (*body[Task], error) {
