@@ -1,6 +1,7 @@
 package iscsi
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 
@@ -15,12 +16,14 @@ const (
 	keptVersion      = 1
 )
 
-// keptState is the durable form.
+// keptState is the durable form. Of reservations that do not survive it holds
+// only that there were some: those who had them are to hear of it.
 type keptState struct {
 	Version    int                `json:"version"`
-	Registered []keptRegistration `json:"registered"`
+	Registered []keptRegistration `json:"registered,omitempty"`
 	Holder     string             `json:"holder,omitempty"`
 	Kind       byte               `json:"kind,omitempty"`
+	Volatile   bool               `json:"volatile,omitempty"`
 }
 
 type keptRegistration struct {
@@ -28,24 +31,39 @@ type keptRegistration struct {
 	Key  uint64 `json:"key"`
 }
 
-// keep makes next durable, or forgets what is durable if next is not to persist;
-// u.mu is held.
+// keep makes next durable as far as it is to be; u.mu is held.
 func (u *unit) keep(a *storage.Attachment, next *reservations) error {
-	if !next.persists {
-		if !u.reservations.persists {
-			return nil
-		}
-		return a.Keep(keptReservations, nil)
+	b, err := next.kept()
+	if err != nil {
+		return err
 	}
-	s := keptState{Version: keptVersion, Holder: next.holder, Kind: next.kind}
-	for _, g := range next.registered {
-		s.Registered = append(s.Registered, keptRegistration{g.port, g.key})
+	if bytes.Equal(b, u.kept) {
+		return nil
+	}
+	if err := a.Keep(keptReservations, b); err != nil {
+		return err
+	}
+	u.kept = b
+	return nil
+}
+
+// kept gives the durable form of r, nil if nothing is to be kept.
+func (r *reservations) kept() ([]byte, error) {
+	if len(r.registered) == 0 && !r.persists {
+		return nil, nil
+	}
+	s := keptState{Version: keptVersion, Volatile: !r.persists}
+	if r.persists {
+		s.Holder, s.Kind = r.holder, r.kind
+		for _, g := range r.registered {
+			s.Registered = append(s.Registered, keptRegistration{g.port, g.key})
+		}
 	}
 	b, err := json.Marshal(s)
 	if err != nil {
-		return fmt.Errorf("iscsi: encode reservations: %w", err)
+		return nil, fmt.Errorf("iscsi: encode reservations: %w", err)
 	}
-	return a.Keep(keptReservations, b)
+	return b, nil
 }
 
 // restore takes up what an earlier target kept; u.mu is held. What cannot be
@@ -59,27 +77,47 @@ func (u *unit) restore(a *storage.Attachment) error {
 		return err
 	}
 	if b != nil {
-		r, err := parseKept(b)
+		r, lost, err := parseKept(b)
 		if err != nil {
 			return err
 		}
-		u.reservations = r
+		u.reservations, u.kept = r, b
+		if lost {
+			u.told = map[string]struct{}{}
+		}
 	}
 	u.restored = true
 	return nil
 }
 
-func parseKept(b []byte) (reservations, error) {
+// parseKept reads the durable form; lost says that there were reservations that
+// did not survive.
+func parseKept(b []byte) (r reservations, lost bool, err error) {
 	var s keptState
 	if err := json.Unmarshal(b, &s); err != nil {
-		return reservations{}, fmt.Errorf("iscsi: decode reservations: %w", err)
+		return r, false, fmt.Errorf("iscsi: decode reservations: %w", err)
 	}
 	if s.Version != keptVersion {
-		return reservations{}, fmt.Errorf("iscsi: reservations of version %d, this program knows %d", s.Version, keptVersion)
+		return r, false, fmt.Errorf("iscsi: reservations of version %d, this program knows %d", s.Version, keptVersion)
 	}
-	r := reservations{persists: true, holder: s.Holder, kind: s.Kind}
+	if s.Volatile {
+		return r, true, nil
+	}
+	r = reservations{persists: true, holder: s.Holder, kind: s.Kind}
 	for _, g := range s.Registered {
 		r.registered = append(r.registered, registration{g.Port, g.Key})
 	}
-	return r, nil
+	return r, false, nil
+}
+
+// tellLoss lets every initiator port hear once, at its first log-in, that the
+// target was restarted and lost reservations by it (SAM-5, 5.14); u.mu is held.
+func (u *unit) tellLoss(l *lu) {
+	if u.told == nil || len(u.told) >= maxRegistrations {
+		return
+	}
+	if _, told := u.told[l.port]; !told {
+		u.told[l.port] = struct{}{}
+		l.attend(attentionPowerOn)
+	}
 }

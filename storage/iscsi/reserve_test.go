@@ -82,6 +82,12 @@ func TestReservationsAcrossARestart(t *testing.T) { // APTPL, SPC-4 5.12.3
 			a, b = s.session(g, 1), s.session(g, 2)
 			stranger := s.session(g, 3)
 			if !c.last {
+				for _, i := range []*initiator{a, b, stranger} { // each hears of the loss
+					i.fails(testReady, nil, 0, 2, "06/2900")
+					i.good(testReady, nil, 0)
+				}
+				a = s.session(g, 1) // once
+				a.good(testReady, nil, 0)
 				if n := a.registered(); n != 0 {
 					t.Errorf("%d registrations survived", n)
 				}

@@ -82,6 +82,7 @@ var (
 	senseAborted      = sense{key: keyAborted}
 	senseDataPhase    = sense{key: keyAborted, asc: 0x4b}
 
+	attentionPowerOn    = sense{key: keyAttention, asc: 0x29}
 	attentionReset      = sense{key: keyAttention, asc: 0x29, ascq: 0x03}
 	attentionCleared    = sense{key: keyAttention, asc: 0x2f}
 	attentionPreempted  = sense{key: keyAttention, asc: 0x2a, ascq: 0x05} // registrations preempted

@@ -19,8 +19,10 @@ type unit struct {
 	mu           sync.Mutex
 	sessions     map[*lu]struct{}
 	reservations reservations
-	restored     bool // what an earlier target kept was looked at
-	protected    bool // the SWP bit of the control mode page
+	restored     bool                // what an earlier target kept was looked at
+	kept         []byte              // what is kept now
+	told         map[string]struct{} // ports that know of lost reservations; nil: none were lost
+	protected    bool                // the SWP bit of the control mode page
 }
 
 func newUnit(epoch uint64) *unit {
@@ -88,6 +90,7 @@ func newLU(u *unit, a *storage.Attachment, c *conn) (*lu, error) {
 		return nil, err
 	}
 	u.sessions[l] = struct{}{}
+	u.tellLoss(l)
 	return l, nil
 }
 
