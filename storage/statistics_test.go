@@ -5,9 +5,12 @@ import (
 	"errors"
 	"math/rand/v2"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestBucketsCoverEveryDurationOnce(t *testing.T) {
@@ -229,11 +232,25 @@ func BenchmarkStatistics(b *testing.B) {
 		b.Run(c.name, func(b *testing.B) {
 			_, a, _ := attached(b, Options{WithoutStatistics: c.off})
 			p := make([]byte, 4096)
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			before := cpu(b)
 			for b.Loop() {
 				if _, err := a.ReadAt(p, 0); err != nil {
 					b.Fatal(err)
 				}
 			}
+			b.ReportMetric(float64(cpu(b)-before)/float64(b.N), "cpu-ns/op")
 		})
 	}
+}
+
+// cpu gives the time that this thread had the processor for, so that other work
+// on the machine does not count.
+func cpu(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
