@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/md5"
+	"encoding/binary"
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -29,10 +31,12 @@ type bytesVolumes map[string]*bytesVolume
 func (v bytesVolumes) OpenVolume(n string) (storage.Device, error) { return v[n], nil }
 func (v bytesVolumes) VolumeUID(n string) (string, error)          { return "uid-" + n, nil }
 
-// bench gives a target with two volumes, each granted to another initiator.
+// bench gives a target with three volumes, each granted to another initiator,
+// one of them for reading only.
 func bench(t testing.TB) (*Target, *storage.Exports, bytesVolumes) {
 	t.Helper()
-	v := bytesVolumes{"mine": {make([]byte, 1<<20)}, "yours": {bytes.Repeat([]byte("yours..."), 1<<17)}}
+	v := bytesVolumes{"mine": {make([]byte, 1<<20)}, "yours": {bytes.Repeat([]byte("yours..."), 1<<17)},
+		"fixed": {bytes.Repeat([]byte("fixed..."), 1<<17)}}
 	e, err := storage.OpenExports(filepath.Join(t.TempDir(), "exports.db"), storage.Options{Volumes: v})
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +44,7 @@ func bench(t testing.TB) (*Target, *storage.Exports, bytesVolumes) {
 	t.Cleanup(func() { e.Close() })
 	for name := range v {
 		err := e.Grant(context.Background(), storage.Grant{Volume: name, Epoch: 1, Initiator: "iqn.test:" + name, User: name,
-			Secret: hotspare.NewSecret("0123456789abcdef")})
+			Secret: hotspare.NewSecret("0123456789abcdef"), ReadOnly: name == "fixed"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,13 +97,139 @@ func FuzzLogin(f *testing.F) { // S16
 	})
 }
 
-// FuzzFullFeature sends PDUs into a session that is logged in.
-func FuzzFullFeature(f *testing.F) { // S15, S16
+// session gives a connection that is logged in to the volume, and its other end.
+func session(t testing.TB, target *Target, e *storage.Exports, volume string) (*conn, net.Conn) {
+	t.Helper()
+	name, err := e.TargetName(volume)
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, there := net.Pipe()
+	c, err := target.newConn(there)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ex, err := e.Find("iqn.test:"+volume, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.nexus = nexus{initiator: "iqn.test:" + volume, target: name}
+	c.cmdSN = 1
+	a, err := e.Attach(context.Background(), storage.Login{Export: ex, Initiator: c.nexus.initiator, Cut: c.revoked})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.lu, err = newLU(target.unit(ex), a, c); err != nil {
+		t.Fatal(err)
+	}
+	return c, here
+}
+
+// FuzzCDB carries out commands with any bytes and any parameter data, for one
+// who may write his volume and one who may only read his.
+func FuzzCDB(f *testing.F) { // S15, S16
 	target, e, v := bench(f)
-	name, err := e.TargetName("mine")
+	for _, o := range buildOperations() {
+		cdb := make([]byte, 16)
+		cdb[0], cdb[1] = o.opcode, byte(max(0, o.action))
+		for _, data := range [][]byte{nil, make([]byte, 24), bytes.Repeat([]byte{1}, 512)} {
+			if o.size >= 10 {
+				binary.BigEndian.PutUint16(cdb[o.size-3:], uint16(len(data)))
+			}
+			f.Add(cdb, data, uint16(512))
+		}
+	}
+	var sessions []*conn
+	for _, volume := range []string{"mine", "fixed"} {
+		c, here := session(f, target, e, volume)
+		sessions = append(sessions, c)
+		f.Cleanup(func() {
+			here.Close()
+			c.lu.leave()
+			c.lu.att.End()
+			c.cut()
+			target.forget(c)
+		})
+	}
+	yours, fixed := bytes.Clone(v["yours"].b), bytes.Clone(v["fixed"].b)
+	f.Fuzz(func(t *testing.T, cdb, data []byte, expected uint16) {
+		for _, c := range sessions {
+			k := &task{edtl: max(len(data), int(expected)), in: len(data) == 0, out: len(data) > 0, buf: bytes.Clone(data), done: make(chan struct{})}
+			copy(k.cdb[:], cdb)
+			switch res := c.lu.execute(k); {
+			case res.status != statusGood && res.status != statusCheck && res.status != statusConflict:
+				t.Fatalf("status %#x", res.status)
+			case res.status == statusCheck && res.sense.key == keyNone:
+				t.Fatal("a failure without a reason")
+			case res.used < 0 || len(res.data) > maxTransfer:
+				t.Fatalf("%d bytes of data, %d used", len(res.data), res.used)
+			case bytes.Contains(res.data, []byte("yours...")):
+				t.Fatal("a command shows another's volume")
+			}
+		}
+		if !bytes.Equal(v["yours"].b, yours) {
+			t.Fatal("a command reached another's volume")
+		}
+		if !bytes.Equal(v["fixed"].b, fixed) {
+			t.Fatal("a volume that is granted for reading changed")
+		}
+	})
+}
+
+// FuzzCopyList reads parameter lists of EXTENDED COPY.
+func FuzzCopyList(f *testing.F) {
+	f.Add(make([]byte, copyHeader+copyDeviceSize+copySegSize))
+	good := make([]byte, copyHeader+copyDeviceSize+copySegSize)
+	good[3], good[11], good[16], good[48], good[51] = copyDeviceSize, copySegSize, copyDeviceType, copySegmentType, copySegSize-4
+	f.Add(good)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l, bad := parseCopy(b)
+		if bad != nil {
+			if bad.key != keyIllegal {
+				t.Fatalf("sense key %x", bad.key)
+			}
+			return
+		}
+		if len(l.devices) > maxCopyDevices || len(l.segments) > maxCopySegs {
+			t.Fatalf("%d devices, %d segments", len(l.devices), len(l.segments))
+		}
+		for _, d := range l.devices {
+			if len(d) != copyDeviceSize || d[7] > 20 {
+				t.Fatalf("device %x", d)
+			}
+		}
+	})
+}
+
+// FuzzKept reads what an earlier target kept.
+func FuzzKept(f *testing.F) {
+	r := reservations{persists: true, holder: "a", kind: prWriteExclusive, registered: []registration{{"a", 1}, {"b", 2}}}
+	b, err := r.kept()
 	if err != nil {
 		f.Fatal(err)
 	}
+	f.Add(b)
+	f.Add([]byte(`{"version":1,"volatile":true}`))
+	f.Add([]byte(`{"version":2}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, lost, err := parseKept(b)
+		if err != nil || lost {
+			return
+		}
+		again, err := r.kept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, _, err := parseKept(again)
+		if err != nil || q.holder != r.holder || q.kind != r.kind || !slices.Equal(q.registered, r.registered) {
+			t.Fatalf("%s does not read back: %v", again, err)
+		}
+	})
+}
+
+// FuzzFullFeature sends PDUs into a session that is logged in.
+func FuzzFullFeature(f *testing.F) { // S15, S16
+	target, e, v := bench(f)
 	for _, o := range buildOperations() {
 		var h Header
 		h.SetOpcode(OpSCSICommand, false)
@@ -113,24 +243,7 @@ func FuzzFullFeature(f *testing.F) { // S15, S16
 	}
 	want := bytes.Clone(v["yours"].b)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		here, there := net.Pipe()
-		c, err := target.newConn(there)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ex, err := e.Find("iqn.test:mine", name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.nexus = nexus{initiator: "iqn.test:mine", target: name}
-		c.cmdSN = 1
-		a, err := e.Attach(context.Background(), storage.Login{Export: ex, Initiator: "iqn.test:mine", Cut: c.revoked})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if c.lu, err = newLU(target.unit(ex), a, c); err != nil {
-			t.Fatal(err)
-		}
+		c, here := session(t, target, e, "mine")
 		go io.Copy(io.Discard, here)
 		go func() {
 			here.SetWriteDeadline(time.Now().Add(2 * time.Second))
@@ -142,7 +255,7 @@ func FuzzFullFeature(f *testing.F) { // S15, S16
 		c.abandon()
 		c.running.Wait()
 		c.lu.leave()
-		a.End()
+		c.lu.att.End()
 		target.forget(c)
 		if !bytes.Equal(v["yours"].b, want) {
 			t.Fatal("a command reached another's volume")

@@ -126,6 +126,7 @@ type initiator struct {
 	cmdSN   uint32
 	tag     uint32
 	tsih    uint16
+	lun     uint64
 }
 
 func (s *site) dial() *initiator { return s.dialAt(s.addr) }
@@ -280,6 +281,7 @@ func (i *initiator) command(cdb []byte, edtl int, read, write bool) iscsi.Header
 	h.SetTaskTag(i.tag)
 	h.SetTransferTag(uint32(edtl))
 	h.SetCmdSN(i.cmdSN)
+	h.SetLUN(i.lun)
 	i.cmdSN++
 	copy(h[32:], cdb)
 	return h

@@ -274,7 +274,7 @@ func TestNegotiation(t *testing.T) { // RFC 7143, 13
 		{"ImmediateData", "No", "No"},
 		{"MaxBurstLength", "16776192", "1048576"},
 		{"MaxBurstLength", "65536", "65536"},
-		{"FirstBurstLength", "0x40000", "131072"},
+		{"FirstBurstLength", "0x100000", "262144"},
 		{"MaxOutstandingR2T", "65535", "8"},
 		{"DefaultTime2Wait", "3", "3"},
 		{"DefaultTime2Retain", "20", "0"},
