@@ -212,20 +212,6 @@ func (o *order) line() (text string, exit int, more bool) {
 	return "", 0, false
 }
 
-// until waits for a line.
-func (o *order) until(want string) {
-	o.m.t.Helper()
-	for {
-		text, exit, more := o.line()
-		if !more {
-			o.m.t.Fatalf("%s: ended with %d before %q:\n%s", o.what, exit, want, o.out.String())
-		}
-		if text == want {
-			return
-		}
-	}
-}
-
 // end waits for the end and gives output and status.
 func (o *order) end() (string, int) {
 	o.m.t.Helper()

@@ -70,7 +70,8 @@ func TestOpenISCSI(t *testing.T) {
 // linux is the machine as a user of iscsiadm sees it.
 type linux struct {
 	*machine
-	n network
+	n     network
+	loads int // that were started
 }
 
 // node gives the arguments that name one target at one portal.
@@ -141,6 +142,91 @@ func (l *linux) session(disk string) string {
 	return strings.TrimSpace(l.sh(`d=$(readlink -f /sys/block/%s/device); s=${d%%/target*}; echo $s/iscsi_session/${s##*/}`, disk))
 }
 
+// work is a load on a device.
+type work struct {
+	*order
+	l    *linux
+	seed int
+	done int // chunks that it has flushed, as far as we know
+}
+
+// workChunks is the part of a device that a load uses, in chunks of 64 KiB.
+const workChunks = 256
+
+// work starts a load and waits until it is under way. It goes on until stop.
+func (l *linux) work(device string) *work {
+	l.t.Helper()
+	l.loads++
+	l.sh("touch /run/work")
+	w := &work{order: l.start(fmt.Sprintf("guest write %s %d %d /run/work", device, l.loads, workChunks)), l: l, seed: l.loads}
+	w.until(16)
+	return w
+}
+
+// until waits until the load has flushed so many chunks.
+func (w *work) until(chunks int) {
+	w.m.t.Helper()
+	for w.done < chunks {
+		text, exit, more := w.line()
+		if !more {
+			w.m.t.Fatalf("%s: ended with %d before chunk %d:\n%s", w.what, exit, chunks, w.out.String())
+		}
+		w.heed(text)
+	}
+}
+
+func (w *work) heed(text string) {
+	w.m.t.Helper()
+	if strings.HasPrefix(text, "error:") {
+		w.m.t.Logf("load %d: %s", w.seed, text)
+		return
+	}
+	if _, err := fmt.Sscanf(text, "flushed %d", &w.done); err != nil {
+		w.m.t.Fatalf("load %d: %q", w.seed, text)
+	}
+}
+
+// more waits for chunks that are written from now on.
+func (w *work) more(chunks int) {
+	w.m.t.Helper()
+	for len(w.lines) > 0 { // what was flushed before counts as before
+		text, _, more := w.line()
+		if !more {
+			w.m.t.Fatalf("load %d has ended: %s", w.seed, w.out.String())
+		}
+		w.heed(text)
+	}
+	w.until(w.done + chunks)
+}
+
+// ends reads to the load's end and gives its status.
+func (w *work) ends() int {
+	w.m.t.Helper()
+	for {
+		text, exit, more := w.line()
+		if !more {
+			return exit
+		}
+		w.heed(text)
+	}
+}
+
+// stop ends the load, which must not have met any error.
+func (w *work) stop() *work {
+	w.m.t.Helper()
+	w.l.sh("rm /run/work")
+	if exit := w.ends(); exit != 0 {
+		w.m.t.Fatalf("load %d: exit status %d", w.seed, exit)
+	}
+	return w
+}
+
+// verify looks for all that a load has flushed, on a disk.
+func (l *linux) verify(w *work, disk string) {
+	l.t.Helper()
+	l.sh("guest verify /dev/%s %d %d %d", disk, w.seed, workChunks, w.done)
+}
+
 // discovery: both portals name the volumes.
 func discovery(_ *testing.T, l *linux, _ *target) { l.discover() }
 
@@ -180,7 +266,7 @@ func digests(t *testing.T, l *linux, _ *target) {
 			t.Errorf("no %s:\n%s", want, out)
 		}
 	}
-	l.sh("guest write /dev/%s 1 64 && guest verify /dev/%s 1 64", disk, disk)
+	l.verify(l.work("/dev/"+disk).stop(), disk)
 	l.logout("data", 0)
 }
 
@@ -219,13 +305,12 @@ func onlineResize(_ *testing.T, l *linux, g *target) {
 func cutLink(_ *testing.T, l *linux, _ *target) {
 	disk := l.login("load", 0)
 	session := l.session(disk)
-	load := l.start("guest write /dev/" + disk + " 2 320")
-	load.until("flushed 64")
+	w := l.work("/dev/" + disk)
 	l.n.cut(0)
 	l.sh("while [ $(cat %s/state) = LOGGED_IN ]; do sleep 0.1; done", session)
 	l.n.mend(0)
-	load.must()
-	l.sh("guest verify /dev/%s 2 320", disk)
+	w.more(64)
+	l.verify(w.stop(), disk)
 	l.checkSums()
 }
 
@@ -235,18 +320,16 @@ func cutLink(_ *testing.T, l *linux, _ *target) {
 func targetKilled(_ *testing.T, l *linux, g *target) { // S14
 	kills := 3
 	if full {
-		kills = 9 // chunks: at most the volume's 1024
+		kills = 20
 	}
-	const chunks = 96
 	disk := l.disk("load", 0)
-	load := l.start(fmt.Sprintf("guest write /dev/%s 3 %d", disk, (kills+1)*chunks))
-	for i := range kills {
-		load.until(fmt.Sprint("flushed ", (i+1)*chunks-16))
+	w := l.work("/dev/" + disk)
+	for range kills {
 		g.kill()
 		g.run()
+		w.more(40)
 	}
-	load.must()
-	l.sh("guest verify /dev/%s 3 %d", disk, (kills+1)*chunks)
+	l.verify(w.stop(), disk)
 	l.checkSums()
 }
 
@@ -262,32 +345,32 @@ func multipath(t *testing.T, l *linux, g *target) {
 	}
 	// The names by which multipathd knows that both are one unit.
 	l.sh("cmp /sys/block/%[1]s/device/wwid /sys/block/%[2]s/device/wwid && cmp /sys/block/%[1]s/device/vpd_pg83 /sys/block/%[2]s/device/vpd_pg83", disks[0], disks[1])
-	l.sh("dmsetup --noudevrules --noudevsync create paths --table '0 %d multipath 1 queue_if_no_path 0 1 1 round-robin 0 2 1 %s 1 %s 1'", 64*mib/512, devices[0], devices[1])
+	l.sh("dmsetup --noudevrules --noudevsync create paths --table '0 %d multipath 1 queue_if_no_path 0 1 1 round-robin 0 2 1 %s 1 %s 1'", volumes()["paths"]/512, devices[0], devices[1])
 	// What multipathd does: a way that works again is used again.
 	checker := l.start(fmt.Sprintf(`way() { dmsetup status paths | grep -q "$1 F" && [ $(cat $2/state) = LOGGED_IN ] && [ $(cat /sys/block/$3/device/state) = running ] && dmsetup message paths 0 reinstate_path $1; }
 while dmsetup status paths > /dev/null 2>&1; do way %s %s %s; way %s %s %s; sleep 0.3; done`, devices[0], sessions[0], disks[0], devices[1], sessions[1], disks[1]))
-	load := l.start("guest write /dev/dm-0 4 448")
-	load.until("flushed 64")
-	for i, next := range []string{"flushed 160", "flushed 256"} {
+	w := l.work("/dev/dm-0")
+	for i := range 2 {
 		l.n.cut(i)
 		l.sh("until dmsetup status paths | grep -q '%s F'; do sleep 0.1; done", devices[i])
-		load.until(next) // over the other one
+		w.more(32) // over the other one
 		l.n.mend(i)
 		l.sh("until dmsetup status paths | grep -q '%s A'; do sleep 0.1; done", devices[i])
 	}
 	g.kill()
 	g.run()
-	load.must()
-	l.sh("guest verify /dev/dm-0 4 448")
+	w.more(32)
+	w.stop()
+	l.sh("dmsetup --noudevrules --noudevsync remove paths")
+	checker.end()
 	for i := range 2 {
-		l.sh("guest verify /dev/%s 4 448", disks[i])
+		l.sh("until [ $(cat %s/state) = LOGGED_IN ]; do sleep 0.1; done", sessions[i])
+		l.verify(w, l.disk("paths", i))
 	}
 	var stats struct{ Sessions []any }
 	if g.ask("stats paths", &stats); len(stats.Sessions) != 2 {
 		t.Errorf("%d sessions, not one at each portal", len(stats.Sessions))
 	}
-	l.sh("dmsetup --noudevrules --noudevsync remove paths")
-	checker.end()
 	for i := range 2 {
 		l.logout("paths", i)
 	}
@@ -297,13 +380,15 @@ while dmsetup status paths > /dev/null 2>&1; do way %s %s %s; way %s %s %s; slee
 // there when it comes back, and the file system is sound.
 func reboot(_ *testing.T, l *linux, _ *target) {
 	disk := l.disk("load", 0)
-	load := l.start("guest write /dev/" + disk + " 5 1024")
-	load.until("flushed 128")
+	w := l.work("/dev/" + disk)
 	l.start("echo b > /proc/sysrq-trigger")
 	l.booted()
+	for len(w.lines) > 0 { // what it could still say
+		text, _, _ := w.line()
+		w.heed(text)
+	}
 	l.discover()
-	disk = l.login("load", 0)
-	l.sh("guest verify /dev/%s 5 128", disk)
+	l.verify(w, l.login("load", 0))
 	disk = l.login("data", 0)
 	l.sh("mount -t ext4 /dev/%s /mnt", disk) // replays the journal
 	l.checkSums()
@@ -315,8 +400,7 @@ func reboot(_ *testing.T, l *linux, _ *target) {
 func revocation(t *testing.T, l *linux, g *target) { // S2
 	disk := l.disk("load", 0)
 	session := l.session(disk)
-	load := l.start("guest write /dev/" + disk + " 6 1024")
-	load.until("flushed 64")
+	w := l.work("/dev/" + disk)
 	var revoked struct {
 		Epoch    uint64
 		Sessions int
@@ -325,18 +409,18 @@ func revocation(t *testing.T, l *linux, g *target) { // S2
 	if revoked.Epoch != 2 || revoked.Sessions < 1 { // the one from before the reboot may be there yet
 		t.Errorf("revoked: %+v", revoked)
 	}
-	var before, after struct{ Writes, Discards, Flushes uint64 }
+	type landed struct{ Writes, Discards, Flushes uint64 }
+	var before, after landed
 	g.ask("stats load", &before)
 	l.sh("while [ $(cat %s/state) = LOGGED_IN ]; do sleep 0.1; done", session)
-	l.sh("iscsiadm %s -u", l.node("load", 0))
-	if out, exit := load.end(); exit == 0 {
-		t.Errorf("a revoked initiator writes to the end:\n%s", out)
+	l.logout("load", 0)
+	if w.ends() == 0 {
+		t.Error("a revoked initiator writes to the end")
 	}
 	l.fails("iscsiadm %s -l", l.node("load", 0))
 	if g.ask("stats load", &after); after != before {
 		t.Errorf("after the revocation %+v became %+v", before, after)
 	}
 	g.ask("grant load 3", nil)
-	disk = l.login("load", 0)
-	l.sh("guest verify /dev/%s 6 64", disk)
+	l.verify(w, l.login("load", 0))
 }
