@@ -76,12 +76,9 @@ func (d *disk) plain(t *testing.T) string {
 	return path
 }
 
-func random(seed uint64, n int) []byte {
-	r := rand.New(rand.NewPCG(seed, 7))
+func random(seed byte, n int) []byte {
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(r.Uint32())
-	}
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(b) // never fails
 	return b
 }
 
