@@ -111,7 +111,7 @@ func (a *agents) Gone(ctx context.Context, s server.Session, why string) {
 // Heartbeat passes the beat through the engine and answers with its lease.
 func (a *agents) Heartbeat(ctx context.Context, s server.Session, h agentlink.Heartbeat) agentlink.HeartbeatAck {
 	beat := haengine.Heartbeat{Node: s.Node, BootID: s.BootID, App: h.App, Epoch: haengine.Epoch(h.Epoch)}
-	if known := a.known(beat.App); beat.Epoch > known {
+	if known := a.known(beat.App, beat.Epoch); beat.Epoch > known {
 		// Every epoch is durable in the exports before a node hears of it: this
 		// one was never granted.
 		a.log.ErrorContext(ctx, "a node claims an epoch that was never granted", "node", s.Node, "app", h.App, "epoch", h.Epoch, "known", known)
@@ -153,14 +153,19 @@ func (a *agents) Report(ctx context.Context, s server.Session, r agentlink.Repor
 	})
 }
 
-// known gives the highest epoch that engine or storage know of an application.
-func (a *agents) known(app string) haengine.Epoch {
+// known gives the highest epoch that the engine knows of an application, and if
+// that is below the claimed one, the highest that the storage knows too: only an
+// engine that lags behind its storage has it look through all volumes.
+func (a *agents) known(app string, claimed haengine.Epoch) haengine.Epoch {
 	if app == "" {
 		return 0
 	}
-	known := a.volumes.floor(app)
+	var known haengine.Epoch
 	if s := a.engine.Snapshot().Durable.Apps[app]; s != nil {
-		known = max(known, s.Epoch)
+		known = s.Epoch
+	}
+	if known < claimed {
+		known = max(known, a.volumes.floor(app))
 	}
 	return known
 }
