@@ -42,7 +42,8 @@ type conn struct {
 	held    int     // bytes of write data that started tasks hold
 	waiting []*task // for held to go down
 	nextTag uint32
-	running sync.WaitGroup // commands and task management under way
+	pinger  *time.Timer    // nil outside the full feature phase
+	running sync.WaitGroup // commands and task management under way, and the sender's goroutine
 
 	statSN uint32 // during log-in; afterwards tx has it
 }
@@ -54,13 +55,13 @@ func newConn(t *Target, nc net.Conn) *conn {
 	}
 	c.r = t.mem.reader(source{c})
 	c.tx.cond.L = &c.tx.mu
-	c.tx.mem = &t.mem
+	c.tx.mem, c.tx.nc, c.tx.drained = &t.mem, nc, make(chan struct{})
 	return c
 }
 
 // cut ends the connection at once.
 func (c *conn) cut() {
-	c.nc.Close()
+	c.nc.Close() // whoever writes holds up nobody
 	c.tx.stop()
 }
 
@@ -82,14 +83,7 @@ func (c *conn) revoked() {
 // later.
 func (c *conn) finish() {
 	c.nc.SetWriteDeadline(time.Now().Add(250 * time.Millisecond))
-	c.tx.mu.Lock()
-	c.tx.finishing = true
-	idle := !c.tx.started
-	c.tx.cond.Broadcast()
-	c.tx.mu.Unlock()
-	if idle { // still in log-in: nothing will send
-		c.cut()
-	}
+	c.tx.finish()
 }
 
 // run serves the connection to its end.
@@ -126,45 +120,54 @@ var errLoggedOut = errors.New("iscsi: logged out")
 
 // serve is the full feature phase.
 func (c *conn) serve() error {
-	c.tx.start(c.nc, c.statSN, c.params.digests)
-	var helpers sync.WaitGroup
-	helpers.Go(func() { c.tx.run(c.nc) })
-	ended := make(chan struct{})
-	helpers.Go(func() { c.ping(ended) })
+	c.tx.start(c.statSN, c.params.digests, func() { c.running.Go(c.tx.run) })
+	c.watch()
 	err := c.receive()
 	c.sendBatch()
 	c.finish() // a Reject or the answer to a log-out still goes out
-	close(ended)
-	helpers.Wait()
+	c.unwatch()
+	<-c.tx.drained
 	return err
 }
 
-// ping asks a silent peer whether it lives, and cuts one that does not answer.
-func (c *conn) ping(ended <-chan struct{}) {
-	every := c.t.opts.PingAfter
-	tick := time.NewTicker(every)
-	defer tick.Stop()
+// watch begins to ask a silent peer whether it lives.
+func (c *conn) watch() {
 	c.heard.Store(time.Now().UnixNano())
-	for {
-		select {
-		case <-ended:
-			return
-		case <-tick.C:
-		}
-		silent := time.Since(time.Unix(0, c.heard.Load()))
-		if silent > 3*every {
-			c.t.opts.Log.Warn("iscsi: silent session dropped", "initiator", c.nexus.initiator, "target", c.nexus.target, "silent", silent)
-			c.cut()
-			return
-		}
-		if silent > every {
-			var h Header
-			h.SetOpcode(OpNopIn, false)
-			h.SetFlags(0x80)
-			h.SetTaskTag(ReservedTag)
-			h.SetTransferTag(c.newTag())
-			c.send(&h, nil, false)
-		}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pinger = time.AfterFunc(c.t.opts.PingAfter, c.ping)
+}
+
+func (c *conn) unwatch() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pinger.Stop()
+	c.pinger = nil
+}
+
+// ping asks a silent peer whether it lives, and cuts one that does not answer.
+func (c *conn) ping() {
+	every := c.t.opts.PingAfter
+	silent := time.Since(time.Unix(0, c.heard.Load()))
+	if silent > 3*every {
+		c.t.opts.Log.Warn("iscsi: silent session dropped", "initiator", c.nexus.initiator, "target", c.nexus.target, "silent", silent)
+		c.cut()
+		return
+	}
+	if silent > every {
+		var h Header
+		h.SetOpcode(OpNopIn, false)
+		h.SetFlags(0x80)
+		h.SetTaskTag(ReservedTag)
+		h.SetTransferTag(c.newTag())
+		exp, limit := c.window()
+		h.SetWindow(exp, limit)
+		c.tx.putNow(&h, false)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pinger != nil {
+		c.pinger.Reset(every)
 	}
 }
 

@@ -12,11 +12,16 @@ import (
 
 // sender is the queue of a connection to the peer. Whoever commits a batch while
 // nothing is queued hands it to the kernel himself, as far as that takes it
-// without waiting; one goroutine writes the rest, all that has gathered at once.
+// without waiting; one goroutine, which begins with the first need of it, writes
+// the rest, all that has gathered at once.
 type sender struct {
-	mem *memory
-	raw syscall.RawConn // nil: run writes all
-	d   Digests
+	mem   *memory
+	nc    net.Conn
+	raw   syscall.RawConn // nil: run writes all
+	d     Digests
+	spawn func() // begins run
+	// drained is closed with stopped: nothing more is written.
+	drained chan struct{}
 
 	mu        sync.Mutex
 	cond      sync.Cond
@@ -24,7 +29,8 @@ type sender struct {
 	queued    int  // bytes in queue, and those that run writes now
 	busy      bool // somebody is in the write system call
 	statSN    uint32
-	started   bool // run is there, or about to be
+	started   bool // the full feature phase has begun
+	running   bool // run is there, or about to be
 	finishing bool // end when all is written
 	stopped   bool
 }
@@ -33,13 +39,49 @@ type sender struct {
 const maxQueued = 4 << 20
 
 // start readies the sender for the full feature phase.
-func (s *sender) start(nc net.Conn, statSN uint32, d Digests) {
+func (s *sender) start(statSN uint32, d Digests, spawn func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.statSN, s.d, s.started = statSN, d, true
-	if sc, ok := nc.(syscall.Conn); ok {
+	s.statSN, s.d, s.spawn, s.started = statSN, d, spawn, true
+	if sc, ok := s.nc.(syscall.Conn); ok {
 		s.raw, _ = sc.SyscallConn()
 	}
+}
+
+// kick sees to it that what is queued is written, and that the connection ends
+// when it is to; s.mu is held.
+func (s *sender) kick() {
+	switch {
+	case s.stopped:
+	case s.running || s.busy: // who is busy kicks afterwards
+		s.cond.Broadcast()
+	case len(s.queue) > 0 && s.started:
+		s.running = true
+		s.spawn()
+	case s.finishing:
+		s.halt()
+	}
+}
+
+// halt ends the connection; s.mu is held.
+func (s *sender) halt() {
+	if !s.stopped {
+		s.stopped = true
+		close(s.drained)
+		s.nc.Close()
+	}
+	s.cond.Broadcast()
+}
+
+// finish ends the connection when all that is queued is written.
+func (s *sender) finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.finishing = true
+	if !s.started { // still in log-in: nothing will send
+		s.halt()
+	}
+	s.kick()
 }
 
 // put queues a PDU. withStat sets the StatSN field.
@@ -95,7 +137,7 @@ func (s *sender) append(h *Header, data []byte, counted, withStat bool) {
 	b.add(h, data, s.d, withStat, counted)
 	s.statSN = b.number(first, s.statSN, s.d)
 	s.queued += len(b.buf) - before
-	s.cond.Broadcast()
+	s.kick()
 }
 
 // commit sends a batch, which is the sender's from here on.
@@ -115,19 +157,19 @@ func (s *sender) commit(b *batch) {
 		s.mu.Lock()
 		s.busy = false
 		if err != nil {
-			s.stopped = true
+			s.halt()
 		}
-		if err != nil || b.sent == len(b.buf) {
+		if s.stopped || b.sent == len(b.buf) {
 			s.mem.freeBatch(b)
-			if len(s.queue) > 0 || s.stopped || s.finishing {
-				s.cond.Broadcast()
+			if len(s.queue) > 0 || s.finishing {
+				s.kick()
 			}
 			return
 		}
 	}
 	s.queued += len(b.buf) - b.sent
 	s.queue = slices.Insert(s.queue, at, b)
-	s.cond.Broadcast()
+	s.kick()
 }
 
 // try writes what the kernel takes without waiting.
@@ -151,13 +193,11 @@ func (s *sender) try(b *batch) error {
 func (s *sender) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stopped = true
-	s.cond.Broadcast()
+	s.halt()
 }
 
 // run writes what is queued until the connection ends.
-func (s *sender) run(nc net.Conn) {
-	defer nc.Close()
+func (s *sender) run() {
 	var mine []*batch
 	var parts net.Buffers
 	for {
@@ -166,8 +206,7 @@ func (s *sender) run(nc net.Conn) {
 			s.cond.Wait()
 		}
 		if s.stopped || len(s.queue) == 0 {
-			s.stopped = true
-			s.cond.Broadcast()
+			s.halt()
 			s.mu.Unlock()
 			return
 		}
@@ -181,7 +220,7 @@ func (s *sender) run(nc net.Conn) {
 			size += len(b.buf) - b.sent
 		}
 		parts = all
-		_, err := all.WriteTo(nc)
+		_, err := all.WriteTo(s.nc)
 		for i, b := range mine {
 			s.mem.freeBatch(b)
 			mine[i] = nil
@@ -190,7 +229,7 @@ func (s *sender) run(nc net.Conn) {
 		s.busy = false
 		s.queued -= size
 		if err != nil {
-			s.stopped = true
+			s.halt()
 		}
 		s.cond.Broadcast()
 		s.mu.Unlock()
