@@ -3,6 +3,7 @@ package iscsi_test
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"testing"
 )
 
@@ -243,6 +244,37 @@ func TestZeroesAndFills(t *testing.T) { // SBC-3, 5.43 and 5.28
 		"unmap, beyond end": {[]byte{0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0}, []byte{0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0, 0, 1, 0, 0, 0, 0}, "05/2100"},
 	} {
 		t.Run(name, func(t *testing.T) { i.fails(c.cdb, c.out, 0, 2, c.want) })
+	}
+}
+
+// TestBlockStatus: what was written is mapped, what was not or was given back is
+// not.
+func TestBlockStatus(t *testing.T) { // SBC-3, 5.4
+	s := newSite(t, "orders")
+	i := s.session(s.grant(grantOf("orders", 1, "n1")), 1)
+	i.good(rw10(0x2a, 800, 100), bytes.Repeat(block, 100), 0)
+	i.good(rw10(0x2a, 8, 16), bytes.Repeat(block, 16), 0)
+	i.good(append([]byte{0x42, 0, 0, 0, 0, 0, 0, 0}, 24, 0), []byte{0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 8, 0, 0, 0, 0}, 0)
+	status := func(lba byte, size int) [][3]int {
+		b := i.good([]byte{0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, lba, 0, 0, byte(size >> 8), byte(size), 0, 0}, nil, size)
+		if int(binary.BigEndian.Uint32(b))+4 < len(b) {
+			t.Errorf("%d bytes are announced, %d come", binary.BigEndian.Uint32(b), len(b))
+		}
+		var out [][3]int
+		for d := b[8:]; len(d) >= 16; d = d[16:] {
+			out = append(out, [3]int{int(binary.BigEndian.Uint64(d)), int(binary.BigEndian.Uint32(d[8:])), int(d[12])})
+		}
+		return out
+	}
+	whole := [][3]int{{0, 8, 1}, {8, 8, 0}, {16, 784, 1}, {800, 104, 0}, {904, 32768 - 904, 1}}
+	if got := status(0, 1024); !slices.Equal(got, whole) {
+		t.Errorf("%v, not %v", got, whole)
+	}
+	if got := status(0, 40); !slices.Equal(got, whole[:2]) {
+		t.Errorf("room for two: %v", got)
+	}
+	if got := status(10, 24); !slices.Equal(got, [][3]int{{10, 6, 0}}) { // where it was asked, not where the physical block begins
+		t.Errorf("from block 10: %v", got)
 	}
 }
 
