@@ -192,7 +192,9 @@ func (t *taskFlags) begin(cmd *cobra.Command, c *connection, path string, body m
 			for _, f := range task.Findings {
 				fmt.Fprintln(cmd.OutOrStdout(), f)
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), task.Text)
+			if task.State == "done" {
+				fmt.Fprintln(cmd.OutOrStdout(), task.Text)
+			}
 		}
 		return errors.Join(err, outcome(task))
 	})

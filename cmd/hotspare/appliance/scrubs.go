@@ -272,6 +272,9 @@ func (s *scrubs) view() api.ScrubView {
 	}
 	if !s.next.IsZero() {
 		next := s.next
+		if due := s.known.due(s.cfg.Every.D()); due.After(next) { // an operator was faster
+			next = due
+		}
 		v.Next = &next
 	}
 	return v

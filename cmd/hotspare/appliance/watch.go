@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"hotspare"
@@ -68,11 +69,14 @@ func (a *Appliance) storageSessions(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		seen := map[key]bool{}
-		for name, s := range a.engine.Snapshot().Durable.Apps {
-			for _, volume := range a.volumes.of(name) {
-				for _, x := range a.exports.Sessions(volume) {
-					seen[key{s.Spec.Name, haengine.Epoch(x.Epoch)}] = true
-				}
+		apps := a.engine.Snapshot().Durable.Apps
+		for volume, sessions := range a.exports.AllSessions() {
+			app, _, _ := strings.Cut(volume, ".") // see volumeName
+			if apps[app] == nil {
+				continue
+			}
+			for _, x := range sessions {
+				seen[key{app, haengine.Epoch(x.Epoch)}] = true
 			}
 		}
 		for k := range seen {
