@@ -50,11 +50,13 @@ func (s *Store) Copy(ctx context.Context, name string, to *Store, as string, o C
 		return err
 	}
 	if err = s.copyData(ctx, src, to, half, o); err == nil {
-		if o.Writable {
-			err = to.Clone(ctx, half, as)
-		} else {
-			err = to.Snapshot(ctx, half, as)
+		from := src.v.Name
+		if src.v.Snapshot {
+			from = src.v.Parent // taken for the copy, often
 		}
+		err = to.newVolume(ctx, as, half, func(v *volume) superVolume {
+			return superVolume{Size: v.Size, Parent: from, Snapshot: !o.Writable, ReadOnly: !o.Writable}
+		})
 	}
 	// Also after the end of ctx: nothing is left behind.
 	if derr := to.Delete(context.WithoutCancel(ctx), half); derr != nil {

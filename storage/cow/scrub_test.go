@@ -160,7 +160,7 @@ func TestACopyIsWholeOrNotThere(t *testing.T) {
 		t.Fatal("the copy differs")
 	}
 	i, err := to.Stat("a@one")
-	if err != nil || !i.ReadOnly || i.Allocated != 3<<20+4096 || told != 3<<20+512 {
+	if err != nil || !i.ReadOnly || i.Parent != "a" || i.Allocated != 3<<20+4096 || told != 3<<20+512 {
 		t.Fatalf("%+v, %v, %d bytes told", i, err, told)
 	}
 	if names := to.List(); len(names) != 1 {
