@@ -400,10 +400,11 @@ func (c *conn) logout(h *Header) error {
 		c.reject(h, rejectInvalid)
 		return nil
 	}
-	c.send(&r, nil, true)
 	if r[2] != 0 {
+		c.send(&r, nil, true)
 		return nil
 	}
+	c.batchFor(0).add(&r, nil, c.params.digests, true, true) // serve sends it before it ends
 	return errLoggedOut
 }
 
