@@ -3,6 +3,8 @@ package storage
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -122,6 +124,24 @@ func (e *Exports) Sessions(volume string) []Session {
 	if v == nil {
 		return nil
 	}
+	return e.sessions(v)
+}
+
+// AllSessions gives the live sessions of all volumes that have any, by volume.
+func (e *Exports) AllSessions() map[string][]Session {
+	e.mu.Lock()
+	vs := slices.Collect(maps.Values(e.volumes))
+	e.mu.Unlock()
+	out := map[string][]Session{}
+	for _, v := range vs {
+		if ss := e.sessions(v); len(ss) > 0 {
+			out[v.name] = ss
+		}
+	}
+	return out
+}
+
+func (e *Exports) sessions(v *volume) []Session {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	var out []Session

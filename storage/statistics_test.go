@@ -178,6 +178,9 @@ func TestStatisticsTellWhatAVolumeDid(t *testing.T) {
 	if s.Writes != 3 || s.Flushes != 2 || !s.LastWrite.Equal(written) || !s.LastFlush.Equal(flushed) {
 		t.Fatalf("after failures: %+v", s)
 	}
+	if all := e.AllSessions(); len(all) != 1 || len(all["v"]) != 1 {
+		t.Errorf("sessions of all volumes: %+v", all)
+	}
 	if got := e.Sessions("v"); len(got) != 1 || got[0].Initiator != "iqn.2026-11.test:a" || got[0].Address != "10.77.0.101" || got[0].Epoch != 3 || got[0].InFlight != 0 {
 		t.Fatalf("sessions: %+v", got)
 	}
