@@ -1,7 +1,9 @@
 package appliance
 
 import (
+	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,8 +15,9 @@ import (
 )
 
 // metrics answers /metrics: what the volumes do, in the text format of Prometheus
-// or as OpenMetrics. Labels are names of volumes and kinds of command; sessions
-// come and go with every grant and are in the API only.
+// or as OpenMetrics. Labels are names of volumes and kinds of command. Only
+// volume_session_info names initiators: one series for each session that there
+// is now.
 func (a *Appliance) metrics() http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(volumeMetrics{a.store, a.exports, a.scrubs}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -38,6 +41,7 @@ var (
 	descStopped    = desc("volume_stopped", "1 when the volume is stopped: a checksum differed or a write to the disk failed.", "volume")
 	descEpoch      = desc("volume_epoch", "Durable epoch: no grant below it is admitted.", "volume")
 	descSessions   = desc("volume_sessions", "iSCSI sessions on the volume.", "volume")
+	descSession    = desc("volume_session_info", "1 for each iSCSI session that there is now.", "volume", "initiator", "address", "node", "epoch")
 	descInFlight   = desc("volume_commands_in_flight", "Commands under way now: the queue depth.", "volume")
 	descDuration   = desc("volume_command_duration_seconds", "Time of a command from the gate of its session to the device's answer.", "volume", "command")
 	descRead       = desc("volume_read_bytes_total", "Bytes read by initiators.", "volume")
@@ -88,7 +92,11 @@ func (m volumeMetrics) Collect(out chan<- prometheus.Metric) {
 			continue
 		}
 		gauge(descEpoch, float64(epoch), i.Name)
-		gauge(descSessions, float64(len(m.exports.Sessions(i.Name))), i.Name)
+		sessions := m.exports.Sessions(i.Name)
+		gauge(descSessions, float64(len(sessions)), i.Name)
+		for _, x := range each(sessions) {
+			gauge(descSession, 1, i.Name, x.Initiator, x.Address, x.Node, strconv.FormatUint(x.Epoch, 10))
+		}
 		s := m.exports.Statistics(i.Name)
 		gauge(descInFlight, float64(s.InFlight), i.Name)
 		count(descRead, s.BytesRead, i.Name)
@@ -112,6 +120,24 @@ func (m volumeMetrics) Collect(out chan<- prometheus.Metric) {
 		gauge(descScrubAt, float64(v.Last.Unix()))
 		gauge(descScrubSound, truth(v.OK))
 	}
+}
+
+// each gives the sessions as the metrics show them: without ports, which change
+// at every reconnection, and each combination once.
+func each(sessions []storage.Session) []storage.Session {
+	seen := map[storage.Session]bool{}
+	var out []storage.Session
+	for _, s := range sessions {
+		s = storage.Session{Initiator: s.Initiator, Address: s.Address, Node: s.Node, Epoch: s.Epoch}
+		if host, _, err := net.SplitHostPort(s.Address); err == nil {
+			s.Address = host
+		}
+		if !seen[s] {
+			seen[s] = true
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 func duration(h *storage.Histogram, volume, command string) prometheus.Metric {
