@@ -44,7 +44,7 @@ func (a *Appliance) ChangeVolume(ctx context.Context, c api.VolumeChange) (api.A
 		}
 		done = api.Accepted{ID: c.As, Text: c.As + " is a clone of " + c.Volume}
 	case "resize":
-		err = a.store.Resize(ctx, c.Volume, c.Size)
+		err = a.resizeVolume(ctx, c.Volume, c.Size)
 		done.Text = fmt.Sprintf("%s has %d bytes", c.Volume, c.Size)
 	case "delete":
 		err = a.deleteVolume(ctx, c.Volume)
@@ -75,6 +75,17 @@ func (a *Appliance) snapshotVolume(ctx context.Context, c api.VolumeChange) (api
 		return api.Accepted{}, err
 	}
 	return api.Accepted{ID: name, Text: name + " holds what " + c.Volume + " held"}, nil
+}
+
+func (a *Appliance) resizeVolume(ctx context.Context, name string, size int64) error {
+	info, err := a.store.Stat(name)
+	if err != nil {
+		return err
+	}
+	if info.ReadOnly {
+		return &hotspare.Error{Code: hotspare.CodeInvalid, What: "snapshots and images never change", Where: name, Fix: "clone it and let the clone grow"}
+	}
+	return a.store.Resize(ctx, name, size)
 }
 
 func checkCloneName(name string) error {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"golang.org/x/sys/unix"
 
 	"hotspare"
 	"hotspare/haengine"
@@ -151,7 +152,7 @@ func TestAVolumeInUseIsExportedAsOfOneMoment(t *testing.T) {
 
 func TestAnExportThatCannotBeIsRefused(t *testing.T) {
 	a, cl := serving(t)
-	if err := a.store.Create(t.Context(), "orders.data", 1<<20); err != nil {
+	if err := errors.Join(a.store.Create(t.Context(), "orders.data", 1<<20), a.store.Snapshot(t.Context(), "orders.data", "orders.data@x")); err != nil {
 		t.Fatal(err)
 	}
 	mine := filepath.Join(t.TempDir(), "mine")
@@ -176,6 +177,8 @@ func TestAnExportThatCannotBeIsRefused(t *testing.T) {
 		{onOrders + "clone", map[string]any{"as": "web.data"}, hotspare.CodeInvalid},
 		{onOrders + "clone", map[string]any{"as": "image-0123456789abcdef"}, hotspare.CodeInvalid},
 		{onOrders + "resize", map[string]any{"sizeBytes": 4096}, hotspare.CodeInvalid},
+		{"/api/v1/volumes/orders.data@x/actions/resize", map[string]any{"sizeBytes": 2 << 20}, hotspare.CodeInvalid},
+		{"/api/v1/volumes/orders.data@x/actions/snapshot", map[string]any{"as": "y"}, hotspare.CodeInvalid},
 	} {
 		var p *api.Problem
 		if err := cl.Post(t.Context(), c.path, c.body, nil); !errors.As(err, &p) || p.Code != c.want {
@@ -188,7 +191,7 @@ func TestAnExportThatCannotBeIsRefused(t *testing.T) {
 	if err := cl.Delete(t.Context(), "/api/v1/volumes/orders.data"); err == nil || !strings.Contains(err.Error(), "belongs to an application") {
 		t.Errorf("an application's data: %v", err)
 	}
-	if got := names(a); !slices.Equal(got, []string{"orders.data"}) {
+	if got := names(a); !slices.Equal(got, []string{"orders.data", "orders.data@x"}) {
 		t.Errorf("left behind: %v", got)
 	}
 }
@@ -271,16 +274,37 @@ func TestACopyComesBack(t *testing.T) {
 
 func TestAFailedCopyLeavesNoFolder(t *testing.T) {
 	a, cl := serving(t)
-	if err := a.store.Create(t.Context(), "orders.data", 1<<20); err != nil {
+	s := session(t, a, "orders.data", 16<<20)
+	if _, err := s.WriteAt(bytes.Repeat([]byte{1}, 16<<20), 0); err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(t.TempDir(), "backup")
-	task := order(t, cl, onOrders+"copy", map[string]any{"to": dir, "as": "no good name"})
-	if task.State != "failed" || task.Problem.Code != hotspare.CodeInvalid {
+	small := t.TempDir()
+	if err := unix.Mount("hotspare-test", small, "tmpfs", 0, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(small, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	for want, c := range map[hotspare.Code]struct{ dir, as string }{
+		hotspare.CodeInvalid:  {t.TempDir(), "no good name"},
+		hotspare.CodeDiskFull: {small, "orders"},
+	} {
+		dir := filepath.Join(c.dir, "backup")
+		task := order(t, cl, onOrders+"copy", map[string]any{"to": dir, "as": c.as})
+		if task.State != "failed" || task.Problem.Code != want {
+			t.Fatalf("%+v, want %s", task, want)
+		}
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("the folder is there: %v", err)
+		}
+	}
+	if task := order(t, cl, onOrders+"export", map[string]any{"file": filepath.Join(small, "disk"), "format": "qcow2"}); task.State != "failed" || task.Problem.Code != hotspare.CodeDiskFull {
 		t.Fatalf("%+v", task)
 	}
-	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
-		t.Fatalf("the folder is there: %v", err)
+	if es, err := os.ReadDir(small); err != nil || len(es) != 0 {
+		t.Fatalf("left behind: %v, %v", es, err)
 	}
 	if got := names(a); !slices.Equal(got, []string{"orders.data"}) {
 		t.Errorf("left behind: %v", got)
