@@ -279,7 +279,7 @@ func guestFiles(t *testing.T) (kernel, initramfs string) {
 	}
 	a.Symlink("/bin/sh", "busybox")
 	a.Symlink("/bin/guest", "/init")
-	for _, p := range []string{"iscsid", "iscsiadm", "mke2fs", "e2fsck", "resize2fs", "dmsetup"} {
+	for _, p := range []string{"iscsid", "iscsiadm", "mke2fs", "e2fsck", "resize2fs", "dmsetup", "sg_persist"} {
 		if err := a.Program(ctx, p); err != nil {
 			t.Fatal(err)
 		}

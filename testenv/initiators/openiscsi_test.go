@@ -53,6 +53,7 @@ func TestOpenISCSI(t *testing.T) {
 		{"online resize", onlineResize},
 		{"log-in after a cut", cutLink},
 		{"target killed", targetKilled},
+		{"persistent reservations", persistentReservations},
 		{"multipath", multipath},
 		{"reboot", reboot},
 		{"revocation", revocation},
@@ -331,6 +332,43 @@ func targetKilled(_ *testing.T, l *linux, g *target) { // S14
 	}
 	l.verify(w.stop(), disk)
 	l.checkSums()
+}
+
+// persistentReservations: two sessions of one machine are two to the unit. One
+// keeps the other from writing, a kill of the target included (APTPL), until it
+// is preempted.
+func persistentReservations(t *testing.T, l *linux, g *target) {
+	var disks, sessions [2]string
+	for i := range 2 {
+		disks[i] = l.login("paths", i)
+		sessions[i] = l.session(disks[i])
+		l.sh("sg_persist -n --out --register --param-sark=0x%da --param-aptpl /dev/%s", i+1, disks[i])
+	}
+	may := func(holder int) { // only the holder writes, both read
+		t.Helper()
+		l.sh("guest write /dev/%s 1 8 /none", disks[holder])
+		l.fails("guest write /dev/%s 2 8 /none", disks[1-holder])
+		l.sh("guest verify /dev/%s 1 8 8", disks[1-holder])
+	}
+	const writeExclusive = 1
+	l.sh("sg_persist -n --out --reserve --param-rk=0x1a --prout-type=%d /dev/%s", writeExclusive, disks[0])
+	may(0)
+	g.kill()
+	g.run()
+	for _, session := range sessions {
+		l.sh("until [ $(cat %s/state) = LOGGED_IN ]; do sleep 0.1; done", session)
+	}
+	if out := l.sh("sg_persist -n --in --read-keys /dev/%s; sg_persist -n --in --read-reservation /dev/%s", disks[0], disks[1]); !strings.Contains(out, "0x1a") || !strings.Contains(out, "0x2a") || !strings.Contains(out, "Write Exclusive") {
+		t.Errorf("after a kill of the target:\n%s", out)
+	}
+	may(0)
+	l.sh("sg_persist -n --out --preempt --param-rk=0x2a --param-sark=0x1a --prout-type=%d /dev/%s", writeExclusive, disks[1])
+	may(1)
+	l.sh("sg_persist -n --out --clear --param-rk=0x2a /dev/%s", disks[1])
+	for i := range 2 {
+		l.sh("guest write /dev/%s 1 8 /none", disks[i])
+		l.logout("paths", i)
+	}
 }
 
 // multipath: two portals are two ways to one unit. Either may go, and the target
