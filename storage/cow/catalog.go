@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"hotspare"
@@ -71,13 +72,16 @@ func (s *Store) newVolume(ctx context.Context, name, src string, describe func(*
 	return s.flush()
 }
 
-// enter does newVolume's change while no command is under way.
+// enter does newVolume's change while nothing of src is being written.
 func (s *Store) enter(name, src string, describe func(*volume) superVolume) error {
-	s.io.Lock()
-	defer s.io.Unlock()
+	unlock, err := s.still(src)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.failure(); err != nil {
+	if err := s.ready(); err != nil {
 		return err
 	}
 	if s.volumes[name] != nil {
@@ -110,8 +114,32 @@ func (s *Store) enter(name, src string, describe func(*volume) superVolume) erro
 	return nil
 }
 
+// still keeps everybody from writing to the volume, "" for none. It gives the way
+// to let them again.
+func (s *Store) still(name string) (unlock func(), err error) {
+	if name == "" {
+		return func() {}, nil
+	}
+	s.mu.RLock()
+	v := s.volumes[name]
+	s.mu.RUnlock()
+	if v == nil {
+		return nil, notFound(name)
+	}
+	v.writes.Lock()
+	return v.writes.Unlock, nil
+}
+
+// ready says why the catalog cannot change. mu is held.
+func (s *Store) ready() error {
+	if s.closed {
+		return errClosed
+	}
+	return s.failure()
+}
+
 // Delete removes a volume that nobody has open. Space that no other volume
-// shares is given back.
+// shares is given back in the background.
 func (s *Store) Delete(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -123,11 +151,9 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 }
 
 func (s *Store) remove(name string) error {
-	s.io.Lock()
-	defer s.io.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.failure(); err != nil {
+	if err := s.ready(); err != nil {
 		return err
 	}
 	v := s.volumes[name]
@@ -138,55 +164,13 @@ func (s *Store) remove(name string) error {
 		return &hotspare.Error{Code: hotspare.CodeVolumeBusy, What: "a volume in use is not deleted", Where: "volume " + name,
 			Fix: "revoke its grant first"}
 	}
-	lsn, err := s.logged(recDelete, binary.LittleEndian.AppendUint64(nil, v.ID))
-	if err != nil {
+	if _, err := s.logged(recDelete, binary.LittleEndian.AppendUint64(nil, v.ID)); err != nil {
 		return err
 	}
 	s.drop(v)
-	s.sweep(lsn, v)
+	s.reclaim.Deleted++
+	wake(s.reclaimWanted)
 	return nil
-}
-
-// sweep frees, as the doing of record lsn, the slots that no map has any more:
-// of the orphans, and of the volumes that were just dropped. It goes through the
-// maps of all volumes, shared parts once.
-func (s *Store) sweep(lsn uint64, dropped ...*volume) {
-	var live bitset
-	seen := map[*node]struct{}{}
-	mark := func(n *node) {
-		for _, e := range n.entries {
-			for _, p := range e {
-				live.set(p.slot)
-			}
-		}
-	}
-	for _, v := range s.byID {
-		v.root.walk(seen, mark)
-	}
-	free := func(slot uint32) {
-		if !live.has(slot) {
-			live.set(slot) // only once
-			s.alloc.release(lsn, slot)
-		}
-	}
-	// Orphans first: one that stays on the list is in use, and only as a shared
-	// slot, so nothing but a later sweep can free it.
-	for slot := range s.alloc.orphans {
-		if !live.has(slot) {
-			delete(s.alloc.orphans, slot)
-			free(slot)
-		}
-	}
-	for _, v := range dropped {
-		v.root.walk(seen, func(n *node) { // nodes that another has too are seen
-			for _, e := range n.entries {
-				for _, p := range e {
-					free(p.slot)
-				}
-			}
-		})
-	}
-	s.alloc.sweepAt = max(minOrphans, 2*len(s.alloc.orphans))
 }
 
 // Resize grows a volume; open devices see the new size at once. Shrinking is
@@ -201,27 +185,30 @@ func (s *Store) Resize(ctx context.Context, name string, size int64) error {
 				Why: fmt.Sprintf("it has %d bytes, %d were asked for", v.Size, size), Fix: "make a smaller volume and copy"}
 		}
 		return recResize, binary.LittleEndian.AppendUint64(nil, uint64(size)), nil
-	}, func(v *volume) { v.resize(size, s.super.Generation) })
+	}, func(v *volume) { s.resize(v, size) })
 }
 
 // SetReadOnly seals a volume for good: golden images are made so.
 func (s *Store) SetReadOnly(ctx context.Context, name string) error {
 	return s.change(ctx, name, func(*volume) (byte, []byte, error) { return recRead, nil, nil },
-		func(v *volume) { v.ReadOnly = true })
+		(*volume).seal)
 }
 
 // change logs a change of one volume (kind and what follows the id) and does
-// it, durably, while no command is under way.
+// it, durably, while nothing of the volume is being written.
 func (s *Store) change(ctx context.Context, name string, describe func(*volume) (byte, []byte, error), do func(*volume)) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	err := func() error {
-		s.io.Lock()
-		defer s.io.Unlock()
+		unlock, err := s.still(name)
+		if err != nil {
+			return err
+		}
+		defer unlock()
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if err := s.failure(); err != nil {
+		if err := s.ready(); err != nil {
 			return err
 		}
 		v := s.volumes[name]
@@ -262,6 +249,9 @@ func (s *Store) openDevice(name string) (*device, error) {
 	v := s.volumes[name]
 	if v == nil {
 		return nil, notFound(name)
+	}
+	if v.stripes == nil {
+		v.stripes = new([stripes]sync.RWMutex)
 	}
 	v.opens++
 	return &device{s: s, v: v}, nil

@@ -1,228 +1,303 @@
 package cow
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 )
 
-// The map file is a head of 64 bytes (magic 8, version 4, number 8, CRC32C in
-// the last 4) and then nodes, only ever appended. What a checkpoint no longer
-// reaches is garbage; the file is written anew when that prevails.
-const (
-	mapMagic    = "hscowmap"
-	mapVersion  = 1
-	mapHeadSize = 64
-	mapSlack    = 4 << 20 // garbage that is never worth a rewrite
-)
+// A checkpoint writes down the store as it was at one moment, while commands go
+// on: the moment, in which nobody else changes a map, freezes the trees and goes
+// on in a new file of the log. What is changed afterwards is copied first. Only
+// when all is durable does "super" name it, and what only the old checkpoint
+// needed is removed.
 
-func createMap(fsys FileSystem, num uint64) (File, error) {
-	f, err := fsys.Open(mapName(num), true)
-	if err != nil {
-		return nil, err
-	}
-	h := make([]byte, mapHeadSize)
-	copy(h, mapMagic)
-	binary.LittleEndian.PutUint32(h[8:], mapVersion)
-	binary.LittleEndian.PutUint64(h[12:], num)
-	binary.LittleEndian.PutUint32(h[60:], checksum(h[:60]))
-	if err := f.Truncate(0); err != nil {
-		return nil, closing(f, err)
-	}
-	if _, err := f.WriteAt(h, 0); err != nil {
-		return nil, closing(f, err)
-	}
-	return f, nil
+// frozen is the store at the moment of a checkpoint.
+type frozen struct {
+	next    super
+	volumes []frozenVolume
+	mapped  bitmap // slots
+	changed []*node
 }
 
-func checkMapHead(b []byte, num uint64) error {
-	if len(b) < mapHeadSize || string(b[:8]) != mapMagic || checksum(b[:60]) != binary.LittleEndian.Uint32(b[60:]) ||
-		binary.LittleEndian.Uint64(b[12:]) != num {
-		return fmt.Errorf("%w: head of %s", errCodec, mapName(num))
-	}
-	if v := binary.LittleEndian.Uint32(b[8:]); v != mapVersion {
-		return fmt.Errorf("%w: %s has version %d", errVersion, mapName(num), v)
-	}
-	return nil
+type frozenVolume struct {
+	superVolume
+	tree tree
 }
 
-// nodeWriter appends nodes to a map file.
-type nodeWriter struct {
-	f       File
-	off     int64 // where buf begins
-	buf     []byte
-	written []*node
-}
-
-// put writes n and what is below, where it changed.
-func (w *nodeWriter) put(n *node) error {
-	if n == nil || n.off != 0 {
-		return nil
-	}
-	for _, k := range n.kids {
-		if err := w.put(k); err != nil {
-			return err
+// checkpointer writes the maps out when the log or the changed part of the maps
+// has grown.
+func (s *Store) checkpointer() {
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-s.checkpointWanted:
+			if err := s.checkpoint(); err != nil {
+				s.opts.Log.Error("volume store: maps were not written out", "dir", s.dir, "err", err)
+				select { // whoever waits for it was told; the disk may stay full for long
+				case <-s.done:
+					return
+				case <-time.After(checkpointPause):
+				}
+			}
 		}
 	}
-	n.off = w.off + int64(len(w.buf))
-	w.written = append(w.written, n)
-	w.buf = append(w.buf, encodeNode(n)...)
-	if len(w.buf) >= 1<<20 {
-		return w.flush()
-	}
-	return nil
 }
 
-func (w *nodeWriter) flush() error {
-	if _, err := w.f.WriteAt(w.buf, w.off); err != nil {
+const checkpointPause = 100 * time.Millisecond
+
+// checkpoint does one. When the disk is full, the old checkpoint and the log
+// stay as they are.
+func (s *Store) checkpoint() error {
+	s.checkpointMu.Lock()
+	defer s.checkpointMu.Unlock()
+	err := s.checkpointAlone()
+	if err != nil && !isFull(err) {
+		s.fail(err)
+		err = s.failure()
+	} else if err != nil {
+		err = s.full(err)
+	}
+	s.mu.Lock()
+	s.lastErr = err
+	close(s.round)
+	s.round = make(chan struct{})
+	s.mu.Unlock()
+	return err
+}
+
+func (s *Store) checkpointAlone() error {
+	if err := s.failure(); err != nil {
 		return err
 	}
-	w.off += int64(len(w.buf))
-	w.buf = w.buf[:0]
-	return nil
-}
-
-// undo forgets the places of the nodes that were written.
-func (w *nodeWriter) undo() {
-	for _, n := range w.written {
-		n.off = 0
-	}
-}
-
-// checkpoint writes the changed nodes of the maps and a new super, and begins a
-// new log. All commands wait meanwhile. When the disk is full, the old
-// checkpoint and the log stay as they are.
-func (s *Store) checkpoint() error {
-	s.flushMu.Lock()
-	defer s.flushMu.Unlock()
-	freed, err := s.checkpointAlone()
+	fz, err := s.freeze()
 	if err != nil {
 		return err
 	}
-	s.recycle(freed)
+	w := &nodeWriter{s: s}
+	if err := s.writeCheckpoint(fz, w); err != nil {
+		s.thaw(fz, w)
+		return err
+	}
+	s.adopt(fz, w)
 	return nil
 }
 
-func (s *Store) checkpointAlone() ([]uint32, error) {
-	s.io.Lock()
-	defer s.io.Unlock()
+// freeze begins a checkpoint: it ends the current file of the log and takes down
+// what there is.
+func (s *Store) freeze() (*frozen, error) {
+	var l *logFile
+	s.mu.RLock()
+	num := s.log.next
+	fresh := len(s.log.files) == 0 || !s.log.last().empty()
+	s.mu.RUnlock()
+	if fresh { // else an earlier attempt has made one that is still empty
+		var err error
+		if l, err = createLog(s.fs, logName(num), num, s.opts.BootID, s.log.ahead); err != nil {
+			return nil, err
+		}
+		if err := s.fs.SyncDir(); err != nil {
+			return nil, closing(l.f, err)
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.failure(); err != nil {
-		return nil, err
-	}
-	if err := errors.Join(s.data.Sync(), s.sums.Sync()); err != nil {
-		s.fail(fmt.Errorf("sync of data: %w", err))
-		return nil, s.failure()
-	}
-	if err := s.writeCheckpoint(); err != nil {
-		if !isFull(err) {
-			s.fail(err)
-			return nil, s.failure()
+	if l != nil {
+		if broken, err := s.log.rotate(l); err != nil {
+			l.f.Close()
+			if broken {
+				s.fail(err)
+			}
+			return nil, err
 		}
-		return nil, diskFull(s.dir, err)
 	}
+	fz := &frozen{next: s.super, mapped: s.slots.mapped.clone(), changed: s.changed}
+	s.freezeTrees()
 	s.dirty.reset()
-	if len(s.alloc.orphans) >= max(minOrphans, s.alloc.sweepAt) || s.spaceWanted.Swap(false) {
-		s.sweep(s.super.LSN)
+	if left := s.unsealed.list(); len(left) > 0 && s.opts.plant != plantLostDirty {
+		if _, err := s.logDirty(left...); err != nil {
+			return nil, err
+		}
 	}
-	return s.alloc.settle(s.super.LSN), nil
+	s.eras.next() // after that it must be drained
+	fz.next.Generation = s.super.Generation
+	fz.next.LSN = s.log.last().after
+	fz.next.Log = s.log.last().num
+	fz.next.Space++
+	fz.next.Garbage = s.garbage
+	fz.volumes = make([]frozenVolume, 0, len(s.byID))
+	for _, v := range s.byID {
+		f := frozenVolume{v.superVolume, v.tree}
+		f.Blocks = v.blocks
+		fz.volumes = append(fz.volumes, f)
+	}
+	s.changed, s.writing = nil, len(fz.changed)
+	s.places.begin()
+	return fz, nil
 }
 
-// writeCheckpoint does the work of checkpoint on the files. On ErrNoSpace
-// nothing has changed. io and mu are held.
-func (s *Store) writeCheckpoint() error {
-	next := s.super
-	w := &nodeWriter{f: s.mapFile, off: s.super.MapSize}
-	rewrite := s.mapFile == nil || s.super.MapSize > 2*s.super.MapLive+mapSlack
-	if rewrite {
-		next.Map++
-		f, err := createMap(s.fs, next.Map)
-		if err != nil {
-			return err
-		}
-		w.f, w.off = f, mapHeadSize
-		s.forgetOffsets()
-	}
-	drop := func(err error) error {
-		w.undo()
-		if rewrite {
-			return errors.Join(err, w.f.Close())
-		}
+// freezeTrees keeps all nodes that there are from being changed. mu is held.
+func (s *Store) freezeTrees() {
+	s.frozen = s.super.Generation
+	s.super.Generation++
+}
+
+// thaw takes back what a failed checkpoint has begun.
+func (s *Store) thaw(fz *frozen, w *nodeWriter) {
+	w.undo()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed = append(fz.changed, s.changed...)
+	s.writing = 0
+}
+
+// writeCheckpoint makes all that a checkpoint needs durable, and then names it.
+func (s *Store) writeCheckpoint(fz *frozen, w *nodeWriter) error {
+	s.eras.drain()
+	if err := errors.Join(s.syncData(), s.sums.Sync()); err != nil {
+		s.fail(fmt.Errorf("sync of data: %w", err))
 		return err
 	}
-	for _, v := range s.byID {
-		if err := w.put(v.root); err != nil {
-			return drop(err)
+	for i := range fz.volumes {
+		v := &fz.volumes[i]
+		at := v.tree.at
+		if v.tree.root != nil {
+			if err := w.put(v.tree.root); err != nil {
+				return err
+			}
+			at = v.tree.root.at
 		}
+		v.Root, v.RootSum = at.place, at.sum
+		fz.next.Volumes = append(fz.next.Volumes, v.superVolume)
 	}
 	if err := w.flush(); err != nil {
-		return drop(err)
+		return err
 	}
-	if err := w.f.Sync(); err != nil {
+	if err := s.mapFile.Sync(); err != nil {
 		s.fail(fmt.Errorf("sync of maps: %w", err))
-		return drop(err)
+		return err
 	}
-	next.Log++
-	next.LSN = s.lastLSN()
-	log, err := createLog(s.fs, next.Log, next.LSN, s.opts.BootID)
-	if err != nil {
-		return drop(err)
+	units := s.places.needed()
+	if err := writeAll(s.fs, spaceName(fz.next.Space), encodeSpace(fz.next.Space, &fz.mapped, &units)); err != nil {
+		return err
 	}
-	next.MapSize = w.off
-	if rewrite {
-		next.MapLive = w.off
+	// Regions that stay dirty are named in the new file of the log alone.
+	if err := s.syncLog(s.lastLSN()); err != nil {
+		return err
 	}
-	next.Volumes = s.catalog()
-	if err := errors.Join(s.fs.SyncDir(), writeSuper(s.fs, next)); err != nil {
-		log.f.Close()
-		if !isFull(err) {
-			s.fail(err)
-		}
-		return drop(err)
+	if err := s.fs.SyncDir(); err != nil {
+		return err
 	}
-	s.adopt(next, w.f, log, rewrite)
-	return nil
+	return writeSuper(s.fs, fz.next)
 }
 
-// adopt makes the new files current and removes the old ones.
-func (s *Store) adopt(next super, mapFile File, log *wal, rewrite bool) {
-	old, oldMap, oldLog := s.super, s.mapFile, s.log
-	s.super, s.mapFile, s.log = next, mapFile, log
-	var errs []error
-	if oldLog != nil {
-		errs = append(errs, oldLog.f.Close(), s.fs.Remove(logName(old.Log)))
+func (s *Store) lastLSN() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.log.lsn
+}
+
+// adopt makes a durable checkpoint the current one.
+func (s *Store) adopt(fz *frozen, w *nodeWriter) {
+	s.mu.Lock()
+	old := s.super
+	s.super.LSN, s.super.Log, s.super.Space = fz.next.LSN, fz.next.Log, fz.next.Space
+	for _, v := range s.byID {
+		if r := v.tree.root; r != nil && r.at != (ref{}) {
+			v.tree.root, v.tree.at = nil, r.at
+		}
 	}
-	if rewrite && oldMap != nil {
-		errs = append(errs, oldMap.Close(), s.fs.Remove(mapName(old.Map)))
+	for _, n := range s.changed { // made meanwhile: they may point to what was written
+		for i, k := range n.kids {
+			if k != nil && k.at != (ref{}) {
+				n.kids[i], n.refs[i] = nil, k.at
+			}
+		}
+	}
+	s.writing = 0
+	freed := s.slots.settle(fz.next.LSN)
+	s.mu.Unlock()
+	for _, n := range w.written {
+		if n.level == 0 {
+			s.cache.add(n)
+			continue
+		}
+		c := &node{birth: n.birth, level: n.level, units: n.units, at: n.at, refs: make([]ref, fanout)}
+		for i := range c.refs {
+			k, r := n.kid(i)
+			if k != nil {
+				r = k.at
+			}
+			c.refs[i] = r
+		}
+		s.cache.add(c)
+	}
+	s.freed(s.places.commit())
+	s.removeOld(old)
+	s.recycle(freed)
+}
+
+// removeOld removes the files that only the last checkpoint needed.
+func (s *Store) removeOld(old super) {
+	gone, err := s.log.drop(s.super.Log, s.super.LSN, &s.mu)
+	errs := []error{err}
+	for _, l := range gone {
+		errs = append(errs, s.fs.Remove(logName(l.num)))
+	}
+	if old.Space != 0 && old.Space != s.super.Space {
+		errs = append(errs, s.fs.Remove(spaceName(old.Space)))
 	}
 	if err := errors.Join(errs...); err != nil { // Open removes strays
 		s.opts.Log.Warn("volume store: an old file was not removed", "dir", s.dir, "err", err)
 	}
 }
 
-func (s *Store) lastLSN() uint64 {
-	if s.log == nil {
-		return s.super.LSN
+// Parts of Options.MapMemory that changed nodes may take before a checkpoint is
+// begun, and before writers wait for it.
+const (
+	dirtyPart = 8
+	waitPart  = 2
+	nodeCost  = 1280 // about, of a changed one
+)
+
+// tooDirtyLocked says whether changed nodes take more than the n-th part of the
+// memory. mu is held.
+func (s *Store) tooDirtyLocked(n int64) bool {
+	changed := len(s.changed)
+	if n == waitPart {
+		changed += s.writing
 	}
-	return s.log.lsn
+	return int64(changed)*nodeCost > s.opts.MapMemory/n
 }
 
-// forgetOffsets marks all nodes as not written.
-func (s *Store) forgetOffsets() {
-	seen := map[*node]struct{}{}
-	for _, v := range s.byID {
-		v.root.walk(seen, func(n *node) { n.off = 0 })
-	}
+func (s *Store) tooDirty() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.tooDirtyLocked(waitPart)
 }
 
-// catalog gives the entries of all volumes with the places of their roots.
-func (s *Store) catalog() []superVolume {
-	vs := make([]superVolume, 0, len(s.byID))
-	for _, v := range s.byID {
-		sv := v.superVolume
-		sv.Root = v.root.off
-		vs = append(vs, sv)
+// room waits until the maps may change further. Only a full disk makes that
+// fail. No lock but io and a volume's writes may be held.
+func (s *Store) room() error {
+	for {
+		s.mu.RLock()
+		full, round := s.tooDirtyLocked(waitPart), s.round
+		s.mu.RUnlock()
+		if !full {
+			return nil
+		}
+		wake(s.checkpointWanted)
+		select {
+		case <-s.done:
+			return nil
+		case <-round:
+		}
+		s.mu.RLock()
+		full, err := s.tooDirtyLocked(waitPart), s.lastErr
+		s.mu.RUnlock()
+		if full && err != nil {
+			return err
+		}
 	}
-	return vs
 }

@@ -3,9 +3,7 @@ package cow
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"hash/crc32"
-	"math/bits"
 )
 
 var crcTable = crc32.MakeTable(crc32.Castagnoli)
@@ -45,6 +43,13 @@ func (r *reader) str() string {
 	return string(r.take(n))
 }
 
+// writer appends little-endian values.
+type writer struct{ b []byte }
+
+func (w *writer) u8(x uint8)   { w.b = append(w.b, x) }
+func (w *writer) u32(x uint32) { w.b = binary.LittleEndian.AppendUint32(w.b, x) }
+func (w *writer) u64(x uint64) { w.b = binary.LittleEndian.AppendUint64(w.b, x) }
+
 func putStr(b []byte, s string) []byte {
 	b = binary.LittleEndian.AppendUint16(b, uint16(len(s)))
 	return append(b, s...)
@@ -79,65 +84,4 @@ func (r *reader) entry() entry {
 		e = append(e, p)
 	}
 	return e
-}
-
-// A node in the map file: length of the rest (4), CRC32C of the rest (4), level
-// (1), birth (4), bitmap of present kids or entries (8), then for each of them
-// the offset of the kid (8) or the entry.
-const nodeHead = 8
-
-func encodeNode(n *node) []byte {
-	b := make([]byte, nodeHead, 256)
-	b = append(b, n.level)
-	b = binary.LittleEndian.AppendUint32(b, n.birth)
-	var present uint64
-	for i := range fanout {
-		if n.level > 0 && n.kids[i] != nil || n.level == 0 && len(n.entries[i]) > 0 {
-			present |= 1 << i
-		}
-	}
-	b = binary.LittleEndian.AppendUint64(b, present)
-	for i := range fanout {
-		switch {
-		case present>>i&1 == 0:
-		case n.level > 0:
-			b = binary.LittleEndian.AppendUint64(b, uint64(n.kids[i].off))
-		default:
-			b = putEntry(b, n.entries[i])
-		}
-	}
-	binary.LittleEndian.PutUint32(b[0:], uint32(len(b)-nodeHead))
-	binary.LittleEndian.PutUint32(b[4:], checksum(b[nodeHead:]))
-	return b
-}
-
-// maxNode bounds the rest of an encoded node.
-const maxNode = 13 + fanout*(1+maxPieces*10)
-
-// decodeNode reads the rest of a node (after its head). Kids are given as
-// offsets, by index.
-func decodeNode(b []byte) (n *node, kids map[int]int64, err error) {
-	r := &reader{b: b}
-	level, birth, present := r.u8(), r.u32(), r.u64()
-	if r.bad || level > depthFor(maxClusters) {
-		return nil, nil, fmt.Errorf("%w: node", errCodec)
-	}
-	n = newNode(level, birth)
-	if level > 0 {
-		kids = make(map[int]int64, bits.OnesCount64(present))
-	}
-	for i := range fanout {
-		if present>>i&1 == 0 {
-			continue
-		}
-		if level > 0 {
-			kids[i] = int64(r.u64())
-		} else {
-			n.entries[i] = r.entry()
-		}
-	}
-	if r.bad || len(r.b) != 0 {
-		return nil, nil, fmt.Errorf("%w: node of level %d", errCodec, level)
-	}
-	return n, kids, nil
 }

@@ -82,7 +82,11 @@ func (d *device) verifyCluster(c uint32, off, end int64, buf []byte, v *Verified
 	lock := &d.v.stripes[c%stripes]
 	lock.RLock()
 	defer lock.RUnlock()
-	e, _ := d.entry(c)
+	var pieces [maxPieces]piece
+	e, _, err := d.entry(c, &pieces)
+	if err != nil {
+		return err
+	}
 	for b := range blocksPerCluster {
 		at := int64(c)*clusterSize + int64(b)*blockSize
 		p, mapped := e.find(b)
@@ -94,7 +98,7 @@ func (d *device) verifyCluster(c uint32, off, end int64, buf []byte, v *Verified
 		switch {
 		case errors.As(err, &bad):
 			v.Bad = append(v.Bad, at)
-			_ = d.stop(fmt.Errorf("byte %d of the volume: %w", at, err)) // the scrub goes on and names the others
+			_ = d.stop(dataDiffers, fmt.Errorf("byte %d of the volume: %w", at, err)) // the scrub goes on and names the others
 		case err != nil:
 			return err
 		}
@@ -108,19 +112,21 @@ func (d *device) clusters(ctx context.Context, off, end int64, visit func(uint32
 	if off < 0 || end <= off {
 		return nil
 	}
+	var buf [maxPieces]piece
 	for c, limit := uint64(off/clusterSize), uint64(clustersOf(end)); ; c++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		d.s.mu.RLock()
-		at, ok := d.v.root.next(c, limit)
-		var e entry
-		if ok {
-			e = d.v.root.lookup(uint32(at))
+		at, ok, err := d.s.nextMapped(d.v, c, limit)
+		if err != nil {
+			return d.damaged(err)
 		}
-		d.s.mu.RUnlock()
 		if !ok {
 			return nil
+		}
+		e, _, err := d.entry(uint32(at), &buf)
+		if err != nil {
+			return err
 		}
 		if err := visit(uint32(at), e); err != nil {
 			return err

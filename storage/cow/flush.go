@@ -1,7 +1,6 @@
 package cow
 
 import (
-	"encoding/binary"
 	"fmt"
 	"sync"
 )
@@ -47,33 +46,48 @@ func (s *Store) syncAll() error {
 	s.mu.RLock()
 	upto := s.log.lsn
 	s.mu.RUnlock()
+	if err := s.syncData(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if upto > s.log.barrier {
+		w := writer{}
+		w.u64(upto)
+		w.u64(s.log.synced.Load())
+		lsn, err := s.logged(recBarrier, w.b)
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		if err := s.syncLog(lsn); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		if lsn == upto+1 {
+			upto = lsn // nothing came between what it covers and the barrier itself
+		}
+		s.log.barrier = max(s.log.barrier, upto)
+	}
+	freed := s.slots.settle(s.log.barrier)
+	s.mu.Unlock()
+	s.recycle(freed)
+	return nil
+}
+
+// syncData makes what was written to the data file durable. One file's syncs
+// share a number: whoever finds all writes covered has nothing to do.
+func (s *Store) syncData() error {
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	upto := s.written.Load()
+	if upto == s.dataSynced {
+		return nil
+	}
 	if err := s.data.Sync(); err != nil {
 		s.fail(fmt.Errorf("sync of data: %w", err))
 		return s.failure()
 	}
-	s.mu.Lock()
-	if upto <= s.log.barrier {
-		s.mu.Unlock()
-		return nil
-	}
-	body := binary.LittleEndian.AppendUint64(nil, upto)
-	body = binary.LittleEndian.AppendUint64(body, uint64(s.log.syncedOff.Load()))
-	lsn, err := s.logged(recBarrier, body)
-	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if err := s.syncLog(lsn); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	if s.log.lsn == lsn {
-		upto = lsn // only our own barrier came since
-	}
-	s.log.barrier = upto
-	freed := s.alloc.settle(upto)
-	s.mu.Unlock()
-	s.recycle(freed)
+	s.dataSynced = upto
 	return nil
 }
 
@@ -89,6 +103,7 @@ func (s *Store) recycle(slots []uint32) {
 		s.opts.Log.Warn("volume store: no hole punched", "dir", s.dir, "err", err)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.alloc.free = append(s.alloc.free, slots...)
+	s.slots.put(slots...)
+	s.mu.Unlock()
+	s.water.freed(s)
 }

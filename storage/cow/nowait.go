@@ -81,7 +81,11 @@ func (d *device) readSpanNoWait(sp span, p []byte) bool {
 		return false
 	}
 	defer lock.RUnlock()
-	e, _ := d.entry(sp.cluster)
+	var buf [maxPieces]piece
+	e, _, ok := d.entryNoWait(sp.cluster, &buf)
+	if !ok {
+		return false
+	}
 	last := (sp.from + sp.n - 1) / blockSize
 	for b := sp.from / blockSize; b <= last; {
 		run, pc, mapped := e.run(b, last)
@@ -96,10 +100,28 @@ func (d *device) readSpanNoWait(sp span, p []byte) bool {
 	return true
 }
 
+// entryNoWait is Store.lookup if the way to the entry is in memory.
+func (d *device) entryNoWait(c uint32, buf *[maxPieces]piece) (e entry, since uint32, ok bool) {
+	s := d.s
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	p, miss := s.descend(d.v.tree, c, &pins{})
+	if miss != (want{}) {
+		return nil, 0, false
+	}
+	if p.n[0] != nil {
+		e = append(buf[:0], p.n[0].entry(slotOf(c, 0))...)
+	}
+	return e, d.v.Owned, true
+}
+
 // readBlocksNoWait is readBlocks for what is in memory and matches its checksum.
 func (s *Store) readBlocksNoWait(slot uint32, block int, p []byte) bool {
 	var want [slotSums]byte
 	n := len(p) / blockSize
+	if s.unsealed.n.Load() > 0 {
+		return false
+	}
 	if !readNoWait(s.data, p, dataOff(slot, block)) || !readNoWait(s.sums, want[:n*sumSize], sumOff(slot, block)) {
 		return false
 	}
@@ -118,7 +140,11 @@ func (d *device) WriteAtNoWait(p []byte, off int64) (done bool, err error) {
 		return false, nil
 	}
 	defer d.s.io.RUnlock()
-	if d.ready(off, int64(len(p))) != nil || d.readOnly() {
+	if !d.v.writes.TryRLock() {
+		return false, nil
+	}
+	defer d.v.writes.RUnlock()
+	if d.ready(off, int64(len(p))) != nil || d.readOnly() || d.s.tooDirty() {
 		return false, nil
 	}
 	for len(p) > 0 {
@@ -137,7 +163,13 @@ func (d *device) writeSpanNoWait(sp span, p []byte) (done bool, err error) {
 		return false, nil
 	}
 	defer lock.Unlock()
-	e, since := d.entry(sp.cluster)
+	var buf [maxPieces]piece
+	e, since, ok := d.entryNoWait(sp.cluster, &buf)
+	if !ok || d.s.unsealed.n.Load() > 0 {
+		return false, nil
+	}
+	era := d.s.eras.enter()
+	defer d.s.eras.leave(era)
 	if own, ok := e.owned(since); ok && !d.s.isDirty(own.slot) {
 		return false, nil
 	}
@@ -151,7 +183,5 @@ func (s *Store) isDirty(slot uint32) bool {
 	if lsn == 0 {
 		return false
 	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	return s.log.synced.Load() >= lsn
 }

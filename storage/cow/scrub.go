@@ -189,7 +189,11 @@ func (sc *Scrub) cluster(d *device, c uint32, room int) (bad int, err error) {
 	lock := &d.v.stripes[c%stripes]
 	lock.RLock()
 	defer lock.RUnlock()
-	e, _ := d.entry(c)
+	var pieces [maxPieces]piece
+	e, _, err := d.entry(c, &pieces)
+	if err != nil {
+		return 0, err
+	}
 	for b := 0; b < blocksPerCluster; {
 		n, p, mapped := e.run(b, blocksPerCluster-1)
 		if !mapped || sc.sound.all(p.slot, maskOf(b, b+n-1)) {
@@ -212,7 +216,7 @@ func (sc *Scrub) cluster(d *device, c uint32, room int) (bad int, err error) {
 			if bad++; bad <= room {
 				sc.report.Bad = append(sc.report.Bad, BadBlock{d.v.Name, off})
 			}
-			_ = d.stop(fmt.Errorf("byte %d of the volume: %w", off, err)) // the report names it
+			_ = d.stop(dataDiffers, fmt.Errorf("byte %d of the volume: %w", off, err)) // the report names it
 		}
 		sc.report.Bytes += int64(n) * blockSize
 		b += n

@@ -23,6 +23,16 @@ type Options struct {
 	// was open under another boot id met a power loss: what its log holds beyond
 	// the last barrier is not trusted.
 	BootID string
+	// MapMemory bounds the memory, in bytes, for the maps of all volumes: half for
+	// what is read, half for what is changed and waits for a checkpoint. Default
+	// 64 MiB.
+	MapMemory int64
+	// HighWater and LowWater are parts of the disk that are in use: at the first,
+	// Notify hears of it, below the second again. Defaults 0.90 and 0.85.
+	HighWater, LowWater float64
+	// Reserve is the space, in bytes, that writes to new places leave for maps and
+	// logs; default a fiftieth of the disk, at most 64 MiB.
+	Reserve int64
 	// LogLimit is the size of the log in bytes at which the maps are written out;
 	// default 16 MiB.
 	LogLimit int64
@@ -34,6 +44,8 @@ type Options struct {
 	Log *slog.Logger
 	// Now is the clock; default time.Now.
 	Now func() time.Time
+
+	plant plant // of tests
 }
 
 func (o Options) withDefaults(dir string) Options {
@@ -45,6 +57,15 @@ func (o Options) withDefaults(dir string) Options {
 	}
 	if o.LogLimit == 0 {
 		o.LogLimit = 16 << 20
+	}
+	if o.MapMemory == 0 {
+		o.MapMemory = 64 << 20
+	}
+	if o.HighWater == 0 {
+		o.HighWater = 0.90
+	}
+	if o.LowWater == 0 {
+		o.LowWater = min(0.85, o.HighWater)
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -62,50 +83,85 @@ func (o Options) validate() error {
 	if o.LogLimit < 4096 {
 		return fmt.Errorf("cow: Options.LogLimit is %d, at least 4096", o.LogLimit)
 	}
+	if o.MapMemory < minMapMemory {
+		return fmt.Errorf("cow: Options.MapMemory is %d, at least %d", o.MapMemory, minMapMemory)
+	}
+	if o.HighWater > 1 || o.LowWater > o.HighWater || o.LowWater < 0 || o.Reserve < 0 {
+		return fmt.Errorf("cow: Options: watermarks %v and %v, reserve %d", o.HighWater, o.LowWater, o.Reserve)
+	}
 	return nil
 }
 
+const minMapMemory = 64 << 10
+
 // Store is an open store. Its methods are safe for concurrent use.
 //
-// Locks, in the order in which they are taken: flushMu (one flush or checkpoint
-// at a time), io (held shared by every command on data, alone by what needs all
-// of them to have ended), a volume's stripe (one cluster), mu (maps, catalog,
-// allocation, order of the log).
+// Locks, in the order in which they are taken: reclaimMu (one mark at a time),
+// checkpointMu (one checkpoint, or begin of a mark, at a time), io (held shared by every command on data, alone
+// by Close), a volume's writes, a volume's stripe (one cluster), an era, the
+// unsealed regions, flushMu (one flush at a time), dataMu, the log's syncMu, mu
+// (maps, catalog, allocation, order of the log), places, cache.
 type Store struct {
-	opts  Options
-	fs    FileSystem
-	dir   string
-	lock  io.Closer
-	data  File
-	sums  File
-	dirty regions
+	opts    Options
+	fs      FileSystem
+	dir     string
+	lock    io.Closer
+	data    File
+	sums    File
+	mapFile File
+	log     *wal
+	cache   *cache
 
-	flushMu sync.Mutex
-	io      sync.RWMutex
+	dirty    regions
+	unsealed unsealed
+	eras     eras
+	water    water
+	places   places
+
+	reclaimMu    sync.Mutex
+	checkpointMu sync.Mutex
+	io           sync.RWMutex
+	flushMu      sync.Mutex
+	flushes      groupFlush
+
+	dataMu     sync.Mutex
+	written    atomic.Uint64 // writes to the data file
+	dataSynced uint64        // of them, what is durable; dataMu is held
 
 	mu      sync.RWMutex
-	log     *wal
-	mapFile File
-	super   super
+	super   super // Volumes, LSN, Log, Space: as of the last checkpoint
 	volumes map[string]*volume
 	byID    map[uint64]*volume
-	alloc   allocator
+	slots   slots
+	// frozen is the generation of the last freeze: nodes up to it do not change.
+	frozen uint32
+	// changed are the nodes that were made since the last checkpoint began;
+	// writing is how many of those before are being written.
+	changed []*node
+	writing int
+	// garbage counts slots and nodes that a volume let go of and others may have,
+	// and deleted volumes: above 0 there may be something to reclaim.
+	garbage int64
+	round   chan struct{} // closed at the end of every checkpoint, and renewed
+	lastErr error         // of the last checkpoint
 	closed  bool
+	reclaim ReclaimStatus
+	mapFree int64 // freed nodes since space of the map was given back; places.mu is held
 
-	flushes groupFlush
-	failed  atomic.Pointer[error] // a failed sync: the store is stopped
+	failed atomic.Pointer[error] // a failed sync: the store is stopped
 
 	checkpointWanted chan struct{}
+	reclaimWanted    chan struct{}
 	spaceWanted      atomic.Bool   // the disk was full: look for slots to free
-	done             chan struct{} // closed by Close: ends the checkpointer
+	done             chan struct{} // closed by Close: ends what runs in the background
 	background       sync.WaitGroup
 }
 
 var errVersion = errors.New("cow: format of another version")
 
 // Open opens the store in dir, creating an empty one there if there is none. It
-// repairs what a killed process or a power loss left, so its time grows with
-// the size of the maps and of the log.
+// reads the catalog and what is in use, not the maps. What a killed process or a
+// power loss left it repairs from the log, so then its time grows with that.
 func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 	if opts.FileSystem == nil {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -127,12 +183,22 @@ func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 	s := &Store{
 		opts: opts, fs: opts.FileSystem, dir: dir, lock: lock,
 		volumes: map[string]*volume{}, byID: map[uint64]*volume{},
-		checkpointWanted: make(chan struct{}, 1), done: make(chan struct{}),
+		checkpointWanted: make(chan struct{}, 1), reclaimWanted: make(chan struct{}, 1),
+		done: make(chan struct{}), round: make(chan struct{}),
+		cache: newCache(opts.MapMemory/2, opts.plant),
 	}
+	s.written.Store(1) // what a killed process wrote may not be durable
+	s.slots.plant, s.places.plant = opts.plant, opts.plant
+	s.water = water{high: opts.HighWater, low: opts.LowWater, reserve: opts.Reserve, notify: opts.Notify}
+	s.water.teller, _ = opts.FileSystem.(SpaceTeller)
 	if err := s.recover(ctx); err != nil {
 		return nil, errors.Join(s.explainOpen(err), s.closeFiles())
 	}
 	s.background.Go(s.checkpointer)
+	s.background.Go(s.reclaimer)
+	if s.unsealed.n.Load() > 0 {
+		s.background.Go(s.sealer)
+	}
 	return s, nil
 }
 
@@ -149,20 +215,6 @@ func (s *Store) explainOpen(err error) error {
 		return diskFull(s.dir, err)
 	}
 	return fmt.Errorf("cow: open %s: %w", s.dir, err)
-}
-
-// checkpointer writes the maps out when the log has grown.
-func (s *Store) checkpointer() {
-	for {
-		select {
-		case <-s.done:
-			return
-		case <-s.checkpointWanted:
-			if err := s.checkpoint(); err != nil {
-				s.opts.Log.Error("volume store: maps were not written out", "dir", s.dir, "err", err)
-			}
-		}
-	}
 }
 
 // Close writes the maps out, so that the next Open is quick, and closes the
@@ -199,7 +251,7 @@ func (s *Store) closeFiles() error {
 		}
 	}
 	if s.log != nil {
-		errs = append(errs, s.log.f.Close())
+		errs = append(errs, s.log.close())
 	}
 	return errors.Join(append(errs, s.lock.Close())...)
 }
@@ -240,17 +292,18 @@ func (s *Store) logged(kind byte, body []byte) (uint64, error) {
 			s.fail(err)
 			return 0, s.failure()
 		}
-		return 0, diskFull(s.dir, err)
+		return 0, s.full(err)
 	}
 	if s.log.size > s.opts.LogLimit {
-		s.wantCheckpoint()
+		wake(s.checkpointWanted)
 	}
 	return lsn, nil
 }
 
-func (s *Store) wantCheckpoint() {
+// wake tells who waits at c, once.
+func wake(c chan struct{}) {
 	select {
-	case s.checkpointWanted <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

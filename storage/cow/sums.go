@@ -51,23 +51,33 @@ func (r *regions) reset() {
 // markDirty logs that the slot's region is dirty, if it was not.
 func (s *Store) markDirty(slot uint32) (uint64, error) {
 	region := slot / regionSlots
+	if err := s.seal(region); err != nil {
+		return 0, err
+	}
 	if lsn := s.dirty.get(region); lsn != 0 {
 		return lsn, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.markDirtyLocked(region)
-}
-
-func (s *Store) markDirtyLocked(region uint32) (uint64, error) {
-	if lsn := s.dirty.get(region); lsn != 0 {
+	if lsn := s.dirty.get(region); lsn != 0 || s.opts.plant == plantNoDirty {
 		return lsn, nil
 	}
-	lsn, err := s.logged(recDirty, binary.LittleEndian.AppendUint32(nil, region))
-	if err != nil {
+	return s.logDirty(region)
+}
+
+// logDirty logs that regions are dirty. mu is held.
+func (s *Store) logDirty(regions ...uint32) (lsn uint64, err error) {
+	w := writer{}
+	w.u32(uint32(len(regions)))
+	for _, r := range regions {
+		w.u32(r)
+	}
+	if lsn, err = s.logged(recDirty, w.b); err != nil {
 		return 0, err
 	}
-	s.dirty.set(region, lsn)
+	for _, r := range regions {
+		s.dirty.set(r, lsn)
+	}
 	return lsn, nil
 }
 
@@ -83,17 +93,11 @@ func (s *Store) mayOverwrite(slot uint32) error {
 
 // syncLog makes the log durable up to lsn.
 func (s *Store) syncLog(lsn uint64) error {
-	s.mu.RLock()
 	log := s.log
-	s.mu.RUnlock()
 	if log.synced.Load() >= lsn {
 		return nil
 	}
-	err := log.sync(lsn, func() (uint64, int64) {
-		s.mu.RLock()
-		defer s.mu.RUnlock()
-		return log.lsn, log.size
-	})
+	err := log.sync(lsn, &s.mu)
 	if err != nil {
 		s.fail(fmt.Errorf("sync of the log: %w", err))
 		return s.failure()
@@ -127,6 +131,7 @@ func (s *Store) writeFresh(slot uint32, block int, p []byte) error {
 	if _, err := s.data.WriteAt(p, dataOff(slot, block)); err != nil {
 		return s.writeError(err)
 	}
+	s.written.Add(1)
 	return nil
 }
 
@@ -134,6 +139,7 @@ func (s *Store) writeFresh(slot uint32, block int, p []byte) error {
 // the middle, it makes the checksums match what landed.
 func (s *Store) overwrite(slot uint32, block int, p []byte) error {
 	_, err := s.data.WriteAt(p, dataOff(slot, block))
+	s.written.Add(1)
 	if err != nil && isFull(err) {
 		landed := make([]byte, len(p))
 		if rerr := readFull(s.data, landed, dataOff(slot, block)); rerr != nil {
@@ -149,7 +155,7 @@ func (s *Store) overwrite(slot uint32, block int, p []byte) error {
 		return s.failure()
 	}
 	if err != nil {
-		return diskFull(s.dir, err)
+		return s.full(err)
 	}
 	return nil
 }
@@ -157,9 +163,7 @@ func (s *Store) overwrite(slot uint32, block int, p []byte) error {
 // writeError stops the store unless the disk is merely full.
 func (s *Store) writeError(err error) error {
 	if isFull(err) {
-		s.spaceWanted.Store(true)
-		s.wantCheckpoint()
-		return diskFull(s.dir, err)
+		return s.full(err)
 	}
 	s.fail(err)
 	return s.failure()
@@ -167,6 +171,9 @@ func (s *Store) writeError(err error) error {
 
 // readBlocks reads whole blocks of a slot and checks them.
 func (s *Store) readBlocks(slot uint32, block int, p []byte) error {
+	if err := s.seal(slot / regionSlots); err != nil {
+		return err
+	}
 	if err := readFull(s.data, p, dataOff(slot, block)); err != nil {
 		return fmt.Errorf("cow: read of slot %d: %w", slot, err)
 	}
@@ -191,14 +198,4 @@ type badBlock struct {
 
 func (b *badBlock) Error() string {
 	return fmt.Sprintf("cow: block %d of slot %d (byte %d of %q) does not match its checksum", b.block, b.slot, dataOff(b.slot, b.block), dataName)
-}
-
-// reseal recomputes the checksums of a slot from its data.
-func (s *Store) reseal(slot uint32) error {
-	buf := make([]byte, clusterSize)
-	if err := readFull(s.data, buf, dataOff(slot, 0)); err != nil {
-		return err
-	}
-	_, err := s.sums.WriteAt(sumsOf(buf), sumOff(slot, 0))
-	return err
 }

@@ -15,27 +15,27 @@ import (
 const (
 	superName    = "super"
 	superMagic   = "hotspare-cow"
-	superVersion = 1
+	superVersion = 2
 	dataName     = "data" // slots of 64 KiB
 	sumsName     = "sums" // CRC32C of each block of each slot: 64 bytes a slot
 )
 
 type super struct {
-	ID         string        `json:"id"`
-	Created    time.Time     `json:"created"`
-	Clean      bool          `json:"clean"` // no use yet after this checkpoint; informative
-	Generation uint32        `json:"generation"`
-	NextVolume uint64        `json:"next_volume"`
-	LSN        uint64        `json:"lsn"`      // last one that the maps hold
-	Log        uint64        `json:"log"`      // number of the log with what follows
-	Map        uint64        `json:"map"`      // number of the map file
-	MapSize    int64         `json:"map_size"` // of it that is in use
-	MapLive    int64         `json:"map_live"` // of that, bytes of nodes that are reachable
-	Volumes    []superVolume `json:"volumes"`
+	ID         string    `json:"id"`
+	Created    time.Time `json:"created"`
+	Generation uint32    `json:"generation"`
+	NextVolume uint64    `json:"next_volume"`
+	LSN        uint64    `json:"lsn"`   // last one that the maps hold
+	Log        uint64    `json:"log"`   // number of the first file with what follows
+	Space      uint64    `json:"space"` // number of the file that says what is in use
+	// Garbage is above 0 if slots or nodes may be in use that no volume has any
+	// more, and says about how many.
+	Garbage int64         `json:"garbage"`
+	Volumes []superVolume `json:"volumes"`
 }
 
-// superVolume is a volume's catalog entry. Root is the offset of the root node
-// in the map file.
+// superVolume is a volume's catalog entry. Root names the root node in the map
+// file.
 type superVolume struct {
 	ID       uint64    `json:"id"`
 	Name     string    `json:"name"`
@@ -46,16 +46,17 @@ type superVolume struct {
 	Snapshot bool      `json:"snapshot,omitempty"`
 	ReadOnly bool      `json:"read_only,omitempty"`
 	Created  time.Time `json:"created"`
-	Root     int64     `json:"root,omitempty"`
+	Blocks   int64     `json:"blocks,omitempty"`   // of 4 KiB that are mapped
+	Root     uint32    `json:"root,omitempty"`     // place of the root node
+	RootSum  uint32    `json:"root_sum,omitempty"` // its CRC32C
 }
 
-func mapName(num uint64) string { return fmt.Sprintf("map-%08d", num) }
-
 func encodeSuper(s super) ([]byte, error) {
-	body, err := json.MarshalIndent(s, "", " ")
+	body, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
 	}
+	body = append(body, '\n')
 	return append(fmt.Appendf(nil, "%s %d %08x\n", superMagic, superVersion, checksum(body)), body...), nil
 }
 
@@ -86,7 +87,18 @@ func writeSuper(fsys FileSystem, s super) error {
 		return err
 	}
 	const tmp = superName + ".new"
-	f, err := fsys.Open(tmp, true)
+	if err := writeAll(fsys, tmp, b); err != nil {
+		return err
+	}
+	if err := fsys.Rename(tmp, superName); err != nil {
+		return err
+	}
+	return fsys.SyncDir()
+}
+
+// writeAll makes a file of b, durably but for its name.
+func writeAll(fsys FileSystem, name string, b []byte) error {
+	f, err := fsys.Open(name, true)
 	if err != nil {
 		return err
 	}
@@ -99,13 +111,7 @@ func writeSuper(fsys FileSystem, s super) error {
 	if err := f.Sync(); err != nil {
 		return closing(f, err)
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := fsys.Rename(tmp, superName); err != nil {
-		return err
-	}
-	return fsys.SyncDir()
+	return f.Close()
 }
 
 // readAll reads a whole file.

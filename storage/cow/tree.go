@@ -11,6 +11,7 @@ const (
 	fanoutBits       = 6
 	maxClusters      = 1 << 32 // of one volume: 256 TiB
 	maxPieces        = 4       // of one entry; a further one merges them
+	maxLevels        = 6       // of the tree of a volume of maxClusters
 )
 
 // piece says that the blocks in mask are in slot. birth is the store's
@@ -70,43 +71,6 @@ func (e entry) owned(since uint32) (piece, bool) {
 	return piece{}, false
 }
 
-// node is an inner node (level > 0, kids) or a leaf (level 0, entries). A node
-// whose birth is below a volume's generation may be shared and is copied before
-// a change. off is its place in the map file; 0 means changed since, or new.
-type node struct {
-	birth   uint32
-	level   uint8
-	off     int64
-	kids    []*node
-	entries []entry
-}
-
-func newNode(level uint8, birth uint32) *node {
-	n := &node{birth: birth, level: level}
-	if level > 0 {
-		n.kids = make([]*node, fanout)
-	} else {
-		n.entries = make([]entry, fanout)
-	}
-	return n
-}
-
-// writable gives n itself or a copy that the generation may change, marked as
-// changed.
-func (n *node) writable(since, gen uint32) *node {
-	if n.birth >= since {
-		n.off = 0
-		return n
-	}
-	c := &node{birth: gen, level: n.level}
-	if n.level > 0 {
-		c.kids = append([]*node(nil), n.kids...)
-	} else {
-		c.entries = append([]entry(nil), n.entries...)
-	}
-	return c
-}
-
 // depthFor gives the level of the root of a tree that covers n clusters.
 func depthFor(n int64) uint8 {
 	var level uint8
@@ -119,78 +83,191 @@ func depthFor(n int64) uint8 {
 // slotOf gives the index of cluster c within a node of this level.
 func slotOf(c uint32, level uint8) int { return int(c>>(uint(level)*fanoutBits)) & (fanout - 1) }
 
-// lookup gives the entry of cluster c, nil if none.
-func (n *node) lookup(c uint32) entry {
-	for n != nil && n.level > 0 {
-		n = n.kids[slotOf(c, n.level)]
-	}
-	if n == nil {
-		return nil
-	}
-	return n.entries[slotOf(c, 0)]
+// tree is the map of a volume. Its root is changed, or in the map file, or there
+// is none. Level is that of the root. A tree that is copied is a snapshot, if
+// the generation is raised in the same moment.
+type tree struct {
+	root  *node
+	at    ref
+	level uint8
 }
 
-// set gives the tree with cluster c mapped to e.
-func (n *node) set(c uint32, e entry, since, gen uint32) *node {
-	n = n.writable(since, gen)
-	i := slotOf(c, n.level)
-	if n.level == 0 {
-		n.entries[i] = e
+// covers gives the number of clusters that a tree has room for.
+func (t tree) covers() uint64 { return fanout << (uint(t.level) * fanoutBits) }
+
+// path is the way to a cluster, by level. A nil node is missing; clean says that
+// the node is as the map file has it.
+type path struct {
+	n     [maxLevels]*node
+	clean [maxLevels]bool
+}
+
+// want is a node that must be loaded before one can go on.
+type want struct {
+	at    ref
+	level uint8
+}
+
+// pins keeps the nodes that a walk loaded, in case that the cache is too small
+// to hold them until the walk is tried again.
+type pins [maxLevels]*node
+
+// clean gives a node of the map file if it is in memory.
+func (s *Store) clean(r ref, level uint8, p *pins) *node {
+	if n := p[level]; n != nil && n.at == r {
 		return n
 	}
-	kid := n.kids[i]
-	if kid == nil {
-		kid = newNode(n.level-1, gen)
-	}
-	n.kids[i] = kid.set(c, e, since, gen)
-	return n
+	return s.cache.get(r)
 }
 
-// covers gives the number of clusters that a tree with this root has room for.
-func (n *node) covers() uint64 { return fanout << (uint(n.level) * fanoutBits) }
-
-// next gives the first mapped cluster at or after c below limit, which must not
-// be above what the root covers.
-func (n *node) next(c, limit uint64) (uint64, bool) {
-	if n == nil || c >= limit {
-		return 0, false
-	}
-	width := uint64(1) << (uint(n.level) * fanoutBits)
-	for i := slotOf(uint32(c), n.level); i < fanout && c < limit; i++ {
-		if n.level == 0 {
-			if len(n.entries[i]) > 0 {
-				return c, true
+// descend gives the way to cluster c, as far as there is one. If a node is not
+// in memory, miss names it. mu is held.
+func (s *Store) descend(t tree, c uint32, pin *pins) (p path, miss want) {
+	n, at := t.root, t.at
+	for level := t.level; ; level-- {
+		if n == nil {
+			if at == (ref{}) {
+				return p, want{}
 			}
-		} else if got, ok := n.kids[i].next(c, limit); ok {
-			return got, true
+			if n = s.clean(at, level, pin); n == nil {
+				return p, want{at, level}
+			}
+			p.clean[level] = true
+		}
+		p.n[level] = n
+		if level == 0 {
+			return p, want{}
+		}
+		n, at = n.kid(slotOf(c, level))
+	}
+}
+
+// next gives the first mapped cluster from c on, below limit. If a node is not
+// in memory, miss names it, and all before the returned cluster are unmapped.
+// mu is held.
+func (s *Store) next(t tree, c, limit uint64, pin *pins) (at uint64, ok bool, miss want) {
+	if limit = min(limit, t.covers()); c >= limit {
+		return limit, false, want{}
+	}
+	return s.nextBelow(t.root, t.at, t.level, c, limit, pin)
+}
+
+func (s *Store) nextBelow(n *node, at ref, level uint8, c, limit uint64, pin *pins) (uint64, bool, want) {
+	if n == nil {
+		if at == (ref{}) {
+			return c, false, want{}
+		}
+		if n = s.clean(at, level, pin); n == nil {
+			return c, false, want{at, level}
+		}
+	}
+	width := uint64(1) << (uint(level) * fanoutBits)
+	for i := slotOf(uint32(c), level); i < fanout && c < limit; i++ {
+		if level == 0 {
+			if n.start[i] != n.start[i+1] {
+				return c, true, want{}
+			}
+		} else {
+			k, r := n.kid(i)
+			if got, ok, miss := s.nextBelow(k, r, level-1, c, limit, pin); ok || miss != (want{}) {
+				return got, ok, miss
+			}
 		}
 		c = (c/width + 1) * width
 	}
-	return 0, false
+	return c, false, want{}
 }
 
-// walk calls visit for every node that was not seen yet, parents first; visit
-// says whether to go below.
-func (n *node) walk(seen map[*node]struct{}, visit func(*node)) {
-	if n == nil {
-		return
+// writable gives n, or a copy, that may be changed for volume v. What may be
+// shared with a clone or snapshot (made before the volume's generation), or is
+// part of a frozen tree (made before the last freeze), is copied. mu is held.
+func (s *Store) writable(v *volume, n *node, level uint8, clean bool) *node {
+	gen := s.super.Generation
+	switch {
+	case n == nil:
+		n = newNode(level, gen)
+	case !clean && n.birth >= v.Owned && (n.birth > s.frozen || s.opts.plant == plantThawed):
+		return n
+	default:
+		if n.birth >= v.Owned {
+			s.places.bury(n, clean)
+		} else {
+			s.garbage++ // others may have it
+		}
+		n = n.copied(gen)
 	}
-	if _, ok := seen[n]; ok {
-		return
-	}
-	seen[n] = struct{}{}
-	visit(n)
-	for _, k := range n.kids {
-		k.walk(seen, visit)
-	}
-}
-
-// grow gives a tree whose root has this level.
-func (n *node) grow(level uint8, gen uint32) *node {
-	for n.level < level {
-		up := newNode(n.level+1, gen)
-		up.kids[0] = n
-		n = up
-	}
+	s.changed = append(s.changed, n)
 	return n
+}
+
+// put sets the entry of cluster c, to which p is the way. mu is held.
+func (s *Store) put(v *volume, p *path, c uint32, e entry) {
+	var below *node
+	for level := uint8(0); level <= v.tree.level; level++ {
+		n := s.writable(v, p.n[level], level, p.clean[level])
+		i := slotOf(c, level)
+		if level == 0 {
+			n.setEntry(i, e)
+		} else if k, _ := n.kid(i); k != below {
+			n.link(i, below)
+		}
+		below = n
+	}
+	v.tree.root, v.tree.at = below, ref{}
+}
+
+// grow gives the volume's tree a root of this level. mu is held.
+func (s *Store) grow(v *volume, level uint8) {
+	for t := &v.tree; t.level < level; t.level++ {
+		if t.root == nil && t.at == (ref{}) {
+			continue
+		}
+		up := newNode(t.level+1, s.super.Generation)
+		up.refs[0] = t.at
+		if t.root != nil {
+			up.link(0, t.root)
+		}
+		s.changed = append(s.changed, up)
+		t.root, t.at = up, ref{}
+	}
+}
+
+// lookup gives a copy, in buf, of the entry of cluster c, and the generation
+// from which on the volume owns pieces.
+func (s *Store) lookup(v *volume, c uint32, buf *[maxPieces]piece) (e entry, since uint32, err error) {
+	var pin pins
+	var f fetcher
+	for {
+		s.mu.RLock()
+		p, miss := s.descend(v.tree, c, &pin)
+		since = v.Owned
+		if miss == (want{}) && p.n[0] != nil {
+			e = append(buf[:0], p.n[0].entry(slotOf(c, 0))...)
+		}
+		s.mu.RUnlock()
+		if miss == (want{}) {
+			return e, since, nil
+		}
+		if err := f.fetch(s, miss, &pin); err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+// nextMapped gives the first mapped cluster from c on, below limit.
+func (s *Store) nextMapped(v *volume, c, limit uint64) (uint64, bool, error) {
+	var pin pins
+	var f fetcher
+	for {
+		s.mu.RLock()
+		at, ok, miss := s.next(v.tree, c, limit, &pin)
+		s.mu.RUnlock()
+		if miss == (want{}) {
+			return at, ok, nil
+		}
+		if err := f.fetch(s, miss, &pin); err != nil {
+			return 0, false, err
+		}
+		c = at
+	}
 }

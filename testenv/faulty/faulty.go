@@ -64,7 +64,10 @@ type dirOp struct {
 	do func(m map[string]*inode)
 }
 
-var _ cow.FileSystem = (*FS)(nil)
+var (
+	_ cow.FileSystem = (*FS)(nil)
+	_ cow.FileSystem = (*Process)(nil)
+)
 
 // NewFS makes an empty file system whose losses follow from the seed.
 func NewFS(seed uint64) *FS {
@@ -103,6 +106,72 @@ func (f *FS) Limit(n int64) {
 	defer f.mu.Unlock()
 	f.full = n
 }
+
+// Process gives the file system as one process sees it: after Kill or PowerLoss
+// nothing works there any more, whatever still runs in it.
+func (f *FS) Process() *Process {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &Process{f, f.epoch}
+}
+
+// Process is a FS until its process ends.
+type Process struct {
+	f     *FS
+	epoch int
+}
+
+// alive locks if the process is alive.
+func (p *Process) alive(op, name string) error {
+	p.f.mu.Lock()
+	if p.epoch != p.f.epoch {
+		p.f.mu.Unlock()
+		return &fs.PathError{Op: op, Path: name, Err: fs.ErrClosed}
+	}
+	return nil
+}
+
+// Open opens or creates a file.
+func (p *Process) Open(name string, create bool) (cow.File, error) {
+	if err := p.alive("open", name); err != nil {
+		return nil, err
+	}
+	defer p.f.mu.Unlock()
+	return p.f.open(name, create)
+}
+
+// Rename renames a file over another.
+func (p *Process) Rename(from, to string) error {
+	if err := p.alive("rename", from); err != nil {
+		return err
+	}
+	defer p.f.mu.Unlock()
+	return p.f.rename(from, to)
+}
+
+// Remove removes a file.
+func (p *Process) Remove(name string) error {
+	if err := p.alive("remove", name); err != nil {
+		return err
+	}
+	defer p.f.mu.Unlock()
+	return p.f.remove(name)
+}
+
+// List gives the names of all files.
+func (p *Process) List() ([]string, error) { return p.f.List() }
+
+// SyncDir makes the directory durable.
+func (p *Process) SyncDir() error {
+	if err := p.alive("syncdir", ""); err != nil {
+		return err
+	}
+	defer p.f.mu.Unlock()
+	return p.f.syncDir()
+}
+
+// Lock takes the lock; Kill breaks it.
+func (p *Process) Lock() (io.Closer, error) { return p.f.Lock() }
 
 // Kill ends all handles and the lock, as the end of a process does.
 func (f *FS) Kill() {
@@ -240,6 +309,10 @@ func (f *FS) call(op, file string, off int64, size int) error {
 func (f *FS) Open(name string, create bool) (cow.File, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.open(name, create)
+}
+
+func (f *FS) open(name string, create bool) (cow.File, error) {
 	if err := f.call("open", name, 0, 0); err != nil {
 		return nil, err
 	}
@@ -259,6 +332,10 @@ func (f *FS) Open(name string, create bool) (cow.File, error) {
 func (f *FS) Rename(from, to string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.rename(from, to)
+}
+
+func (f *FS) rename(from, to string) error {
 	if err := f.call("rename", from, 0, 0); err != nil {
 		return err
 	}
@@ -279,6 +356,10 @@ func (f *FS) Rename(from, to string) error {
 func (f *FS) Remove(name string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.remove(name)
+}
+
+func (f *FS) remove(name string) error {
 	if err := f.call("remove", name, 0, 0); err != nil {
 		return err
 	}
@@ -306,6 +387,10 @@ func (f *FS) List() ([]string, error) {
 func (f *FS) SyncDir() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.syncDir()
+}
+
+func (f *FS) syncDir() error {
 	if err := f.call("syncdir", "", 0, 0); err != nil {
 		return err
 	}
