@@ -50,9 +50,10 @@ func (i *initiator) ends() {
 }
 
 func TestSilentSessionIsAsked(t *testing.T) { // RFC 7143, 11.19
-	s := newSiteWith(t, iscsi.Options{PingAfter: 400 * time.Millisecond}, "orders")
+	t.Parallel() // it is mostly silence
+	s := newSiteWith(t, iscsi.Options{PingAfter: time.Second}, "orders")
 	i := s.session(s.grant(grantOf("orders", 1, "n1")), 1)
-	for range 4 { // an answer buys time, again and again: longer than the patience
+	for range 3 { // an answer buys time, again and again: longer than the patience
 		p := i.next(iscsi.OpNopIn)
 		if p.Header.TaskTag() != iscsi.ReservedTag || p.Header.TransferTag() == iscsi.ReservedTag {
 			t.Fatalf("a NOP-In with tags %#x and %#x is no question", p.Header.TaskTag(), p.Header.TransferTag())

@@ -152,6 +152,7 @@ func TestChallengesNeverRepeat(t *testing.T) {
 }
 
 func TestSlowLoginIsCut(t *testing.T) { // S16
+	t.Parallel()
 	s := newSite(t, "orders")
 	i := s.dial()
 	i.nc.Write(make([]byte, 20)) // and never the rest
