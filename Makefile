@@ -46,6 +46,8 @@ test-full: test-packages build vet lint ## like test, with every end-to-end fail
 
 soak: ## the simulator over SEEDS=20000 further seeds (about 20 minutes), FROM=100000
 	$(NICE) $(GO) test -count 1 -timeout 24h -v -run ManySeeds ./testenv/sim -sim.seeds $(or $(SEEDS),20000) -sim.from $(or $(FROM),100000)
+	@for f in FuzzLogin FuzzFullFeature FuzzCDB FuzzReadPDU FuzzText FuzzCHAP FuzzCopyList FuzzKept; do \
+	  $(NICE) $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZ),60s) -fuzzminimizetime 1s ./storage/iscsi || exit 1; done
 
 bench: bench-packages build ## figures beside peers and the machine's limits, PART=storage (BENCH_QUICK=1: in a minute)
 	$(GO) build -buildvcs=false -trimpath -o $(BIN)/bench ./testenv/bench
