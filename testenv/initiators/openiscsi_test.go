@@ -51,6 +51,7 @@ func TestOpenISCSI(t *testing.T) {
 		{"digests", digests},
 		{"file system", fileSystem},
 		{"online resize", onlineResize},
+		{"trim", trim},
 		{"log-in after a cut", cutLink},
 		{"target killed", targetKilled},
 		{"persistent reservations", persistentReservations},
@@ -294,10 +295,29 @@ func (l *linux) checkSums() {
 func onlineResize(_ *testing.T, l *linux, g *target) {
 	disk := l.disk("data", 0)
 	g.ask("resize data 48M", nil)
+	l.checkSums() // the next command meets a unit attention
+	l.sh("dmesg | grep 'Capacity data has changed'")
 	l.sh("iscsiadm %s -R", l.node("data", 0))
 	l.sh("until [ $(cat /sys/block/%s/size) = %d ]; do sleep 0.1; done", disk, 48*mib/512)
 	l.sh("resize2fs /dev/%s && [ $(df -m /mnt | awk 'END { print $2 }') -gt 36 ]", disk)
 	l.sh("mkdir /mnt/a/more && dd if=/dev/urandom of=/mnt/a/more/big bs=1M count=20 conv=fsync && cd /mnt/a && sha256sum ./more/big >> /mnt/sums && sync")
+	l.checkSums()
+}
+
+// trim: the space of deleted files goes back to the store.
+func trim(t *testing.T, l *linux, g *target) {
+	allocated := func() int64 {
+		t.Helper()
+		var s struct{ Allocated int64 }
+		g.ask("stats data", &s)
+		return s.Allocated
+	}
+	l.sh("dd if=/dev/urandom of=/mnt/waste bs=1M count=8 conv=fsync")
+	before := allocated()
+	l.sh("rm /mnt/waste && sync && fstrim -v /mnt")
+	if after := allocated(); after > before-7*mib { // the journal has grown meanwhile
+		t.Errorf("%d bytes allocated before the trim, %d after", before, after)
+	}
 	l.checkSums()
 }
 
