@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -88,10 +89,20 @@ func (s *site) start() {
 	}
 }
 
-// restart ends the target with all its sessions and begins anew.
+// restart ends the target with all its sessions and begins anew, with the
+// exports as they were before the end: nothing that was answered may wait for an
+// orderly one.
 func (s *site) restart() {
 	s.t.Helper()
+	path := filepath.Join(s.dir, "exports.db")
+	before, err := os.ReadFile(path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	s.stop()
+	if err := os.WriteFile(path, before, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
 	s.start()
 }
 

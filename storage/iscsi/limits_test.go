@@ -71,6 +71,71 @@ func TestLoginsInProgressAreBounded(t *testing.T) { // S16
 	eventually(t, "the place of a log-in that ended", func() error { return from("127.0.0.3").beginLogin(g.Initiator, iqn) })
 }
 
+func TestConnectionsAreBounded(t *testing.T) { // S16
+	s := newSiteWith(t, iscsi.Options{MaxConnections: 2}, "orders")
+	g := s.grant(grantOf("orders", 1, "n1"))
+	a := s.session(g, 1)
+	s.session(g, 2)
+	third := func() error {
+		i := s.dial()
+		i.isid = 3
+		return i.login(g, s.iqn("orders"), false, false)
+	}
+	if third() == nil {
+		t.Fatal("a third connection is served")
+	}
+	a.nc.Close()
+	eventually(t, "the place of a connection that ended", third)
+}
+
+// TestWriteDataIsBounded begins writes whose data does not come: those beyond 64
+// MiB wait, and go on when others end.
+func TestWriteDataIsBounded(t *testing.T) { // S16
+	s := newSite(t, "orders")
+	i := s.session(s.grant(grantOf("orders", 1, "n1")), 1)
+	const size, holds = 1 << 20, 64
+	var tags []uint32
+	for range holds + 20 {
+		h := i.command(rw10(0x2a, 0, size/512), size, false, true)
+		tags = append(tags, h.TaskTag())
+		i.mustSend(h, nil)
+	}
+	asked := map[uint32]bool{}
+	// until gives the PDU with the opcode, after the R2Ts before it.
+	until := func(op iscsi.Opcode) *iscsi.PDU {
+		for {
+			p, err := i.receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Header.Opcode() == op {
+				return p
+			}
+			if p.Header.Opcode() != iscsi.OpR2T {
+				t.Fatalf("opcode %#x", p.Header.Opcode())
+			}
+			asked[p.Header.TaskTag()] = true
+		}
+	}
+	i.mustSend(i.request(iscsi.OpNopOut, true, 0, 5000), nil)
+	until(iscsi.OpNopIn)
+	if len(asked) != holds {
+		t.Fatalf("data is asked for of %d writes, not %d", len(asked), holds)
+	}
+	for n, tag := range tags {
+		h := i.request(iscsi.OpTaskRequest, true, abortTask, 6000)
+		h.SetTransferTag(tag)
+		i.mustSend(h, nil)
+		if p := until(iscsi.OpTaskResponse); p.Header[2] != complete {
+			t.Fatalf("abort %d: %d", n, p.Header[2])
+		}
+	}
+	if len(asked) != len(tags) {
+		t.Errorf("%d of %d writes had their turn", len(asked), len(tags))
+	}
+	i.good(testReady, nil, 0)
+}
+
 func TestSessionsOfAnInitiatorAreBounded(t *testing.T) { // S16
 	s := newSiteWith(t, iscsi.Options{MaxSessions: 2}, "orders", "web")
 	g := s.grant(grantOf("orders", 1, "n1"))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"hotspare"
 	"hotspare/storage"
 )
 
@@ -79,7 +80,8 @@ func (u *unit) restore(a *storage.Attachment) error {
 	if b != nil {
 		r, lost, err := parseKept(b)
 		if err != nil {
-			return err
+			return &hotspare.Error{Code: hotspare.CodeCorrupt, What: "the persistent reservations of a volume cannot be read",
+				Where: "volume " + a.Export().Volume, Fix: "revoke the grant and make a new one: its reservations end with it", Err: err}
 		}
 		u.reservations, u.kept = r, b
 		if lost {

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"strings"
 	"testing"
+
+	"hotspare/storage"
 )
 
 const conflict = 0x18
@@ -146,6 +149,34 @@ func TestRevocationTakesReservationsAway(t *testing.T) { // S2.2
 			}
 			b.good(rw10(0x2a, 0, 1), block, 0)
 		}
+	}
+}
+
+// TestUnreadableReservationsKeepEverybodyOut: who knows whom they excluded. A new
+// grant ends them.
+func TestUnreadableReservationsKeepEverybodyOut(t *testing.T) {
+	for _, kept := range []string{"{", `{"version":99}`} {
+		s := newSite(t, "orders")
+		g := s.grant(grantOf("orders", 1, "n1"))
+		ex, err := s.exports.Find(g.Initiator, s.iqn("orders"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := s.exports.Attach(context.Background(), storage.Login{Export: ex, Initiator: g.Initiator})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Keep("reservations", []byte(kept)); err != nil {
+			t.Fatal(err)
+		}
+		a.End()
+		if err := s.dial().login(g, s.iqn("orders"), false, false); err == nil || !strings.Contains(err.Error(), "unavailable") {
+			t.Errorf("with %s: %v", kept, err)
+		}
+		if _, err := s.exports.Revoke(context.Background(), "orders", 2); err != nil {
+			t.Fatal(err)
+		}
+		s.session(s.grant(grantOf("orders", 2, "n2")), 1).good(testReady, nil, 0)
 	}
 }
 
