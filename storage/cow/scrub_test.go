@@ -3,8 +3,12 @@ package cow_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"hotspare"
@@ -223,4 +227,69 @@ func contents(t *testing.T, s *cow.Store, name string) []byte {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// The maps are checked while everything else goes on, and nothing of that looks
+// like a fault.
+func TestMapsAreCheckedBesideEverythingElse(t *testing.T) {
+	s := newStore(t, faulty.NewFS(1))
+	ctx := t.Context()
+	for i := range 4 {
+		if err := s.Create(ctx, fmt.Sprint("v", i), 8<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	var done atomic.Int64
+	for i := range 4 {
+		all.Go(func() {
+			name, rnd := fmt.Sprint("v", i), rand.New(rand.NewPCG(uint64(i), 1))
+			d, err := s.OpenVolume(name)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer d.Close()
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				off := rnd.Int64N(8<<20 - 300_000)
+				_, err := d.WriteAt(make([]byte, rnd.IntN(300_000)), off)
+				switch snap := fmt.Sprintf("%s@%d", name, n); rnd.IntN(10) {
+				case 0:
+					err = errors.Join(err, d.Discard(off, 200_000))
+				case 1:
+					err = errors.Join(err, d.Flush())
+				case 2:
+					err = errors.Join(err, s.Snapshot(ctx, name, snap), s.Delete(ctx, snap))
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	nodes := int64(0)
+	for checks := 0; checks < 100 || done.Load() < 500; checks++ {
+		r, err := s.CheckMaps(ctx)
+		if err != nil || !r.OK() || t.Failed() {
+			t.Errorf("%+v, %v", r, err)
+			break
+		}
+		nodes += r.Nodes
+	}
+	close(stop)
+	all.Wait()
+	if nodes < 1000 {
+		t.Errorf("only %d nodes were looked at", nodes)
+	}
+	if r, err := s.Check(ctx); err != nil || !r.OK() {
+		t.Errorf("%+v, %v", r, err)
+	}
 }
