@@ -104,7 +104,7 @@ func checkOffline(ctx context.Context, out io.Writer, dir, format string) error 
 	} else {
 		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 		for _, row := range [][2]string{
-			{"volumes", strconv.Itoa(r.Volumes)}, {"in use", fmt.Sprintf("%d slots of 64 KiB", r.Slots)},
+			{"volumes", strconv.Itoa(r.Volumes)}, {"maps", fmt.Sprintf("%d nodes", r.Nodes)}, {"in use", fmt.Sprintf("%d slots of 64 KiB", r.Slots)},
 			{"compared", size(r.Blocks * 4096)}, {"to be reclaimed", fmt.Sprintf("%d slots", r.Orphans)}, {"leaked", fmt.Sprintf("%d slots", r.Leaked)},
 		} {
 			fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
@@ -171,6 +171,7 @@ func storageRows(out io.Writer, s api.Storage) error {
 	row("folder", s.Folder)
 	row("free", fmt.Sprintf("%s of %s", size(s.FreeBytes), size(s.TotalBytes)))
 	row("volumes", fmt.Sprintf("%d, and %d snapshots", s.Volumes, s.Snapshots))
+	row("reclaimed", fmt.Sprintf("%s since the start, %s/s now, about %s wait", size(s.Reclaim.FreedBytes), size(int64(s.Reclaim.PerSecond)), size(s.Reclaim.WaitingBytes)))
 	row("stopped", strconv.Itoa(len(s.Stopped)))
 	last := "never"
 	if l := s.Scrub.Last; l != nil {

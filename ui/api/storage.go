@@ -85,6 +85,17 @@ type Storage struct {
 	Snapshots  int       `json:"snapshots"`
 	Stopped    []Stopped `json:"stopped"` // volumes that serve nobody any more
 	Scrub      ScrubView `json:"scrub"`
+	Reclaim    Reclaim   `json:"reclaim"`
+}
+
+// Reclaim is what the store does to give space back.
+type Reclaim struct {
+	Running      bool    `json:"running"`
+	FreedBytes   int64   `json:"freedBytes"`    // since the start
+	PerSecond    float64 `json:"perSecond"`     // bytes of it, lately
+	WaitingBytes int64   `json:"waitingBytes"`  // that the next pass will look for, about
+	PendingBytes int64   `json:"pendingBytes"`  // free at the next flush
+	Why          string  `json:"why,omitempty"` // why the last pass ended early
 }
 
 // Stopped is a volume that is stopped, and why.

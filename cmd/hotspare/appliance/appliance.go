@@ -130,7 +130,7 @@ func (a *Appliance) setup(ctx context.Context) error {
 
 func (a *Appliance) openStorage(ctx context.Context) error {
 	var err error
-	a.store, err = cow.Open(ctx, filepath.Join(a.cfg.State, "volumes"), cow.Options{Notify: a.notice, Log: a.log.With("part", "storage")})
+	a.store, err = cow.Open(ctx, a.storeFolder(), cow.Options{Notify: a.notice, Log: a.log.With("part", "storage")})
 	if err != nil {
 		return err
 	}

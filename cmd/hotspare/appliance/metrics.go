@@ -20,7 +20,7 @@ import (
 // is now.
 func (a *Appliance) metrics() http.Handler {
 	r := prometheus.NewRegistry()
-	r.MustRegister(volumeMetrics{a.store, a.exports, a.scrubs}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(volumeMetrics{a.store, a.exports, a.scrubs, a.storeFolder()}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 4, DisableCompression: true})
 }
 
@@ -29,6 +29,7 @@ type volumeMetrics struct {
 	store   *cow.Store
 	exports *storage.Exports
 	scrubs  *scrubs
+	folder  string // of the store
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -49,6 +50,10 @@ var (
 	descDiscarded  = desc("volume_discarded_bytes_total", "Bytes discarded by initiators.", "volume")
 	descLastWrite  = desc("volume_last_write_timestamp_seconds", "When the last write or discard succeeded.", "volume")
 	descLastFlush  = desc("volume_last_flush_timestamp_seconds", "When the last flush succeeded.", "volume")
+	descFree       = desc("storage_free_bytes", "Free bytes of the file system of the volume store.")
+	descTotal      = desc("storage_size_bytes", "Bytes of the file system of the volume store.")
+	descFreed      = desc("storage_reclaimed_bytes_total", "Bytes that deleted and overwritten volumes gave back.")
+	descWaiting    = desc("storage_reclaim_waiting_bytes", "Bytes, about, that the next pass of the reclaimer will look for.")
 	descSnapshots  = desc("storage_snapshots", "Snapshots in the volume store.")
 	descScrubAt    = desc("storage_scrub_last_timestamp_seconds", "When the last scrub of all volumes ended.")
 	descScrubSound = desc("storage_scrub_last_sound", "1 when the last scrub of all volumes found nothing bad.")
@@ -114,6 +119,13 @@ func (m volumeMetrics) Collect(out chan<- prometheus.Metric) {
 		out <- duration(&s.DiscardLatency, i.Name, "discard")
 	}
 	gauge(descSnapshots, float64(snapshots))
+	if free, total, err := space(m.folder); err == nil {
+		gauge(descFree, float64(free))
+		gauge(descTotal, float64(total))
+	}
+	r := m.store.Reclaiming()
+	count(descFreed, uint64(r.SlotsFreed)*slotSize)
+	gauge(descWaiting, float64(r.Waiting*slotSize))
 	v := m.scrubs.view()
 	gauge(descScrubNow, truth(v.Running))
 	if v.Last != nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -192,6 +193,13 @@ func (s *scrubs) run(ctx context.Context, x *task, o cow.ScrubOptions) error {
 			v.Done, v.Text = p.Bytes, fmt.Sprintf("reads %s, volume %d of %d", p.Volume, p.Done+1, p.Volumes)
 		})
 	}
+	var maps cow.Report
+	if o.Volumes == nil {
+		var err error
+		if maps, err = s.store.CheckMaps(ctx); err != nil {
+			return err
+		}
+	}
 	sc := s.store.NewScrub(o)
 	s.mu.Lock()
 	s.current = sc
@@ -200,11 +208,11 @@ func (s *scrubs) run(ctx context.Context, x *task, o cow.ScrubOptions) error {
 	s.mu.Lock()
 	s.current = nil
 	s.mu.Unlock()
-	found := findings(rep)
+	found := findings(maps, rep)
 	x.set(func(v *api.Task) {
 		v.Done, v.Findings = rep.Bytes, found
 		if err == nil {
-			v.Total, v.Text = rep.Bytes, verdict(rep)
+			v.Total, v.Text = rep.Bytes, verdict(maps, rep)
 		}
 	})
 	for _, f := range rep.Unread {
@@ -214,8 +222,12 @@ func (s *scrubs) run(ctx context.Context, x *task, o cow.ScrubOptions) error {
 		return err
 	}
 	if o.Volumes == nil {
-		s.record(ctx, "", "", "scrub of all volumes: "+verdict(rep))
-		return s.remember(scrubDone{Ended: time.Now(), Volumes: rep.Volumes, Bytes: rep.Bytes, OK: rep.OK(), Findings: found})
+		code := hotspare.Code("")
+		if len(found) > 0 {
+			code = hotspare.CodeCorrupt
+		}
+		s.record(ctx, code, "", "scrub of all volumes: "+verdict(maps, rep))
+		return s.remember(scrubDone{Ended: time.Now(), Volumes: rep.Volumes, Bytes: rep.Bytes, OK: maps.OK() && rep.OK(), Findings: found})
 	}
 	return nil
 }
@@ -227,20 +239,29 @@ func (s *scrubs) remember(d scrubDone) error {
 	return s.save(s.known)
 }
 
-func verdict(r cow.ScrubReport) string {
-	sound := "all sound"
+func verdict(maps cow.Report, r cow.ScrubReport) string {
+	var bad []string
 	if !r.OK() {
-		bad := map[string]bool{}
+		volumes := map[string]bool{}
 		for _, b := range r.Bad {
-			bad[b.Volume] = true
+			volumes[b.Volume] = true
 		}
-		sound = fmt.Sprintf("%d with bad blocks, %d unreadable", len(bad), len(r.Unread))
+		bad = append(bad, fmt.Sprintf("%d with bad blocks, %d unreadable", len(volumes), len(r.Unread)))
 	}
-	return fmt.Sprintf("%d volumes and %d MiB read, %s", r.Volumes, r.Bytes>>20, sound)
+	if !maps.OK() {
+		bad = append(bad, fmt.Sprintf("%d faults in the maps", len(maps.Problems)+int(min(maps.Leaked, 1))))
+	}
+	if bad == nil {
+		bad = []string{"all sound"}
+	}
+	return fmt.Sprintf("%d volumes and %d MiB read, %s", r.Volumes, r.Bytes>>20, strings.Join(bad, ", "))
 }
 
-func findings(r cow.ScrubReport) []string {
-	var out []string
+func findings(maps cow.Report, r cow.ScrubReport) []string {
+	out := slices.Clone(maps.Problems)
+	if maps.Leaked > 0 {
+		out = append(out, fmt.Sprintf("%d slots of 64 KiB are used by nothing and not free", maps.Leaked))
+	}
 	for _, b := range r.Bad {
 		out = append(out, fmt.Sprintf("volume %s: 4096 bytes at %d do not match their checksum", b.Volume, b.Off))
 	}

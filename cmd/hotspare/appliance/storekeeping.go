@@ -99,12 +99,22 @@ func (a *Appliance) recordStorage(ctx context.Context, code hotspare.Code, volum
 	}
 }
 
+func (a *Appliance) storeFolder() string { return filepath.Join(a.cfg.State, "volumes") }
+
 // Storage says how the volume store is.
 func (a *Appliance) Storage(context.Context) (api.Storage, error) {
-	v := api.Storage{Folder: filepath.Join(a.cfg.State, "volumes"), Stopped: []api.Stopped{}, Scrub: a.scrubs.view()}
+	v := api.Storage{Folder: a.storeFolder(), Stopped: []api.Stopped{}, Scrub: a.scrubs.view()}
 	var err error
 	if v.FreeBytes, v.TotalBytes, err = space(v.Folder); err != nil {
 		return v, err
+	}
+	r := a.store.Reclaiming()
+	v.Reclaim = api.Reclaim{
+		Running: r.Running, FreedBytes: r.SlotsFreed * slotSize, PerSecond: a.rates.reclaimed(),
+		WaitingBytes: r.Waiting * slotSize, PendingBytes: r.PendingBytes,
+	}
+	if r.Err != nil {
+		v.Reclaim.Why = api.ProblemOf(r.Err).Title
 	}
 	for _, i := range a.store.List() {
 		if v.Volumes++; i.Snapshot {
@@ -118,13 +128,23 @@ func (a *Appliance) Storage(context.Context) (api.Storage, error) {
 	return v, nil
 }
 
+// slotSize is the unit in which the store takes and frees space.
+const slotSize = 64 << 10
+
 // rateSpan is the time over which rates are taken.
 const rateSpan = 5 * time.Second
 
 // rates keeps the volumes' rates of the last span.
 type rates struct {
-	mu  sync.Mutex
-	now map[string]storage.Rates
+	mu    sync.Mutex
+	now   map[string]storage.Rates
+	freed float64 // bytes per second that the store gave back
+}
+
+func (r *rates) reclaimed() float64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.freed
 }
 
 func (r *rates) of(volume string) storage.Rates {
@@ -138,6 +158,7 @@ func (r *rates) run(store *cow.Store, exports *storage.Exports) func(context.Con
 		tick := time.NewTicker(rateSpan)
 		defer tick.Stop()
 		last, at := map[string]storage.Statistics{}, time.Now()
+		slots := store.Reclaiming().SlotsFreed
 		for {
 			select {
 			case <-tick.C:
@@ -155,9 +176,11 @@ func (r *rates) run(store *cow.Store, exports *storage.Exports) func(context.Con
 				read[i.Name], now[i.Name] = s, storage.RatesOf(last[i.Name], s, span)
 			}
 			last = read
+			freed := store.Reclaiming().SlotsFreed
 			r.mu.Lock()
-			r.now = now
+			r.now, r.freed = now, float64((freed-slots)*slotSize)/span.Seconds()
 			r.mu.Unlock()
+			slots = freed
 		}
 	}
 }

@@ -432,6 +432,8 @@ func TestMetricsTellWhatAVolumeDoes(t *testing.T) {
 		`hotspare_volume_last_write_timestamp_seconds{volume="orders.data"} 1.`,
 		`hotspare_volume_last_flush_timestamp_seconds{volume="orders.data"} 1.`,
 		`hotspare_storage_scrub_running 0`,
+		`hotspare_storage_reclaimed_bytes_total 0`,
+		`hotspare_storage_free_bytes `,
 		`go_goroutines`,
 	} {
 		if !strings.Contains(m, want) {
@@ -463,6 +465,35 @@ func TestMetricsTellWhatAVolumeDoes(t *testing.T) {
 	if x := v.Activity; x == nil || x.Write.Count != 3 || x.Write.Bytes != 24576 || x.Write.P99Micros <= 0 || v.LastFlush == nil ||
 		len(v.Sessions) != 1 || v.Sessions[0].Node != "n1" || v.Sessions[0].Epoch != 7 || v.Sessions[0].Address != "10.77.0.101:50000" || v.Sessions[0].LastWrite == nil {
 		t.Errorf("%+v, %+v", v, x)
+	}
+}
+
+// What a deleted volume gives back shows, while it is given back.
+func TestReclaimedSpaceShows(t *testing.T) {
+	a, cl := serving(t)
+	if err := a.store.Create(t.Context(), "big", 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	d, err := a.store.OpenVolume("big")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.WriteAt(bytes.Repeat([]byte{1}, 16<<20), 0); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	if err := cl.Delete(t.Context(), "/api/v1/volumes/big"); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.store.Reclaim(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var st api.Storage
+	if err := cl.Get(t.Context(), "/api/v1/storage", &st); err != nil || st.Reclaim.FreedBytes != 16<<20 || st.Reclaim.WaitingBytes != 0 || st.Reclaim.Why != "" {
+		t.Fatalf("%+v, %v", st.Reclaim, err)
+	}
+	if m := metrics(t); !strings.Contains(m, "hotspare_storage_reclaimed_bytes_total 1.6777216e+07") {
+		t.Errorf("metrics:\n%s", m)
 	}
 }
 
