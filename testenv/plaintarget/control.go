@@ -307,13 +307,13 @@ func parseEpoch(s string) (uint64, error) {
 	return n, nil
 }
 
-// ParseSize reads a number of bytes, or one with K, M, G or T behind it: powers
-// of 1024.
+// ParseSize reads a number of bytes, or one with K, M, G or T (KiB, MiB, …)
+// behind it: powers of 1024.
 func ParseSize(s string) (int64, error) {
 	shift, digits := 0, s
-	if s != "" {
-		if i := strings.IndexByte("KMGT", s[len(s)-1]); i >= 0 {
-			shift, digits = 10*(i+1), s[:len(s)-1]
+	for i, unit := range []string{"K", "M", "G", "T"} {
+		if d, ok := strings.CutSuffix(strings.TrimSuffix(s, "iB"), unit); ok {
+			shift, digits = 10*(i+1), d
 		}
 	}
 	n, err := strconv.ParseInt(digits, 10, 64)

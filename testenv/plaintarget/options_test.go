@@ -72,12 +72,12 @@ func TestCredentials(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
-	for text, want := range map[string]int64{"512": 512, "4K": 4096, "3M": 3 << 20, "1G": 1 << 30, "2T": 2 << 40} {
+	for text, want := range map[string]int64{"512": 512, "4K": 4096, "3M": 3 << 20, "1G": 1 << 30, "2T": 2 << 40, "64MiB": 64 << 20} {
 		if got, err := plaintarget.ParseSize(text); err != nil || got != want {
 			t.Errorf("%s: %d, %v", text, got, err)
 		}
 	}
-	for _, text := range []string{"", "G", "-1", "0", "1.5G", "9999999999T", "1g"} {
+	for _, text := range []string{"", "G", "-1", "0", "1.5G", "9999999999T", "1g", "1MB", "1iB", "MiB"} {
 		if got, err := plaintarget.ParseSize(text); err == nil {
 			t.Errorf("%q is taken for %d", text, got)
 		}
