@@ -125,7 +125,7 @@ func describeCommand(c *connection) *cobra.Command {
 func deleteCommand(c *connection) *cobra.Command {
 	return &cobra.Command{
 		Use:   "delete KIND NAME",
-		Short: "Delete a node, pool, application or image (name:version)",
+		Short: "Delete a node, pool, application, image (name:version), or a snapshot or clone",
 		Args:  wants(2, 2, "a kind and a name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.named(cmd, args, func(cl *client.Client, _, path string) error { return cl.Delete(cmd.Context(), path) })

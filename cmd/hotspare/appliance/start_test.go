@@ -167,7 +167,7 @@ func TestNoSecretLeavesByTheAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	sawNode := false
-	for _, path := range []string{"snapshot", "nodes", "nodes/n1", "pools", "volumes", "images", "applications", "failovers", "events", "explain/node/n1", "openapi.json"} {
+	for _, path := range []string{"snapshot", "nodes", "nodes/n1", "pools", "volumes", "images", "applications", "failovers", "events", "explain/node/n1", "openapi.json", "storage", "tasks"} {
 		resp, err := http.Get("http://127.0.0.1:8080/api/v1/" + path)
 		if err != nil {
 			t.Fatal(err)
