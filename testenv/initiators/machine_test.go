@@ -36,9 +36,22 @@ type network struct {
 func (n network) tap(i int) string    { return fmt.Sprint("cable", i) }
 func (n network) portal(i int) string { return fmt.Sprintf("10.79.%d.1:3260", i) }
 
+const namespacePrefix = "hs-initiators-"
+
+// makeNetwork makes the namespace, and removes those of runs that were killed.
 func makeNetwork(t *testing.T) network {
 	t.Helper()
-	n := network{t, fmt.Sprintf("hs-initiators-%d", os.Getpid())}
+	left, err := filepath.Glob("/run/netns/" + namespacePrefix + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range left {
+		name := filepath.Base(file)
+		if _, err := os.Stat("/proc/" + strings.TrimPrefix(name, namespacePrefix)); os.IsNotExist(err) {
+			ip(t, "netns del "+name)
+		}
+	}
+	n := network{t, fmt.Sprint(namespacePrefix, os.Getpid())}
 	ip(t, "netns add "+n.ns)
 	t.Cleanup(func() { ip(t, "netns del "+n.ns) })
 	for i := range 2 {
