@@ -44,6 +44,7 @@ type conn struct {
 	nextTag uint32
 	pinger  *time.Timer    // nil outside the full feature phase
 	running sync.WaitGroup // commands and task management under way, and the sender's goroutine
+	big     chan struct{}  // one place per long read under way
 
 	statSN uint32 // during log-in; afterwards tx has it
 }
@@ -51,7 +52,7 @@ type conn struct {
 func newConn(t *Target, nc net.Conn) *conn {
 	c := &conn{
 		t: t, nc: nc, done: make(chan struct{}),
-		params: defaultParams(), tasks: map[uint32]*task{},
+		params: defaultParams(), tasks: map[uint32]*task{}, big: make(chan struct{}, bigReads),
 	}
 	c.r = t.mem.reader(source{c})
 	c.tx.cond.L = &c.tx.mu

@@ -278,6 +278,25 @@ func TestBlockStatus(t *testing.T) { // SBC-3, 5.4
 	}
 }
 
+// TestVerifyOneBlockAgainstMany: BYTCHK 11b over more than one step, and where
+// the difference is.
+func TestVerifyOneBlockAgainstMany(t *testing.T) { // SBC-3, 5.32
+	s := newSite(t, "orders")
+	i := s.session(s.grant(grantOf("orders", 1, "n1")), 1)
+	const n = 5000
+	p := bytes.Repeat(block, n)
+	writeAll(t, s, p)
+	verify := rw10(0x2f, 0, n)
+	verify[1] = 0x06
+	i.good(verify, block, 0)
+	const at = 4100*512 + 7
+	p[at] ^= 1
+	writeAll(t, s, p)
+	if sense := i.fails(verify, block, 0, 2, "0e/1d00"); binary.BigEndian.Uint32(sense[3:]) != at {
+		t.Errorf("the difference is said to be at %d, not %d", binary.BigEndian.Uint32(sense[3:]), at)
+	}
+}
+
 func writeAll(t *testing.T, s *site, p []byte) {
 	t.Helper()
 	dev, err := s.store.OpenVolume("orders")

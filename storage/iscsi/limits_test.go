@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -134,6 +135,38 @@ func TestWriteDataIsBounded(t *testing.T) { // S16
 		t.Errorf("%d of %d writes had their turn", len(asked), len(tags))
 	}
 	i.good(testReady, nil, 0)
+}
+
+// TestReadDataIsBounded asks for far more than it takes.
+func TestReadDataIsBounded(t *testing.T) { // S16
+	s := newSite(t, "orders")
+	i := s.session(s.grant(grantOf("orders", 1, "n1")), 1)
+	i.nc.SetDeadline(time.Now().Add(5 * time.Minute))
+	const size, reads = 16 << 20, 64
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	runtime.GC()
+	before, peak := heap(), uint64(0)
+	for range reads {
+		i.mustSend(i.command(rw10(0x28, 0, size/512), size, true, false), nil)
+	}
+	buf := make([]byte, 1<<20)
+	for left, n := reads*size, 0; left > 0; n++ { // headers aside: at least so much comes
+		got, err := i.nc.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left -= got
+		if n%50 == 0 {
+			peak = max(peak, heap())
+		}
+	}
+	if peak > before+reads*size/2 {
+		t.Errorf("%d MiB are held for reads of %d MiB", (peak-before)>>20, reads*size>>20)
+	}
 }
 
 func TestSessionsOfAnInitiatorAreBounded(t *testing.T) { // S16

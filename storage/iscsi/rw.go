@@ -149,9 +149,13 @@ func (c *call) verify() result {
 		if len(c.out) < blockSize {
 			return check(senseField)
 		}
-		all := bytes.Repeat(c.out[:blockSize], int(n))
-		if r := c.compare(lba, all); r != nil {
-			return *r
+		part := bytes.Repeat(c.out[:blockSize], int(min(n, fillStep/blockSize)))
+		for done := 0; done < need; done += len(part) {
+			part = part[:min(len(part), need-done)]
+			if r := c.compare(lba+uint64(done/blockSize), part); r != nil {
+				r.sense.info += uint32(done)
+				return *r
+			}
 		}
 		return moved(blockSize)
 	}

@@ -223,6 +223,10 @@ func (c *conn) exec(t *task) {
 	if c.slowRead(t) {
 		return
 	}
+	if t.in && t.edtl > maxRecvSegment { // all of its data is made before any is sent
+		c.big <- struct{}{}
+		defer func() { <-c.big }()
+	}
 	res := c.lu.execute(t)
 	switch t.cdb[0] {
 	case 0x2a, 0x8a, 0xaa: // a write holds on to nothing
