@@ -89,6 +89,9 @@ func both(ctx context.Context, o options, dir string, use func(ps []*peer, ss []
 		if _, err := run(s, fill, 1); err != nil {
 			return fmt.Errorf("%s: filling the volume: %w", p.name, err)
 		}
+		if err := p.chill(); err != nil { // nothing that waits for the disk is left behind
+			return err
+		}
 	}
 	return use(ps, ss)
 }
