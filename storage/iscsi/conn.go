@@ -35,16 +35,17 @@ type conn struct {
 	// hot is held while the receiving goroutine carries out a command itself.
 	hot sync.Mutex
 
-	mu      sync.Mutex
-	cmdSN   uint32 // next one expected
-	active  uint32 // commands that hold a place in the window
-	tasks   map[uint32]*task
-	held    int     // bytes of write data that started tasks hold
-	waiting []*task // for held to go down
-	nextTag uint32
-	pinger  *time.Timer    // nil outside the full feature phase
-	running sync.WaitGroup // commands and task management under way, and the sender's goroutine
-	big     chan struct{}  // one place per long read under way
+	mu       sync.Mutex
+	cmdSN    uint32 // next one expected
+	active   uint32 // commands that hold a place in the window
+	tasks    map[uint32]*task
+	held     int     // bytes of write data that started tasks hold
+	waiting  []*task // for held to go down
+	nextTag  uint32
+	pinger   *time.Timer    // nil outside the full feature phase
+	running  sync.WaitGroup // commands and task management under way, and the sender's goroutine
+	big      chan struct{}  // one place per long read under way
+	managing chan struct{}  // one place per task management request under way
 
 	statSN uint32 // during log-in; afterwards tx has it
 }
@@ -52,7 +53,7 @@ type conn struct {
 func newConn(t *Target, nc net.Conn) *conn {
 	c := &conn{
 		t: t, nc: nc, done: make(chan struct{}),
-		params: defaultParams(), tasks: map[uint32]*task{}, big: make(chan struct{}, bigReads),
+		params: defaultParams(), tasks: map[uint32]*task{}, big: make(chan struct{}, bigReads), managing: make(chan struct{}, maxManaging),
 	}
 	c.r = t.mem.reader(source{c})
 	c.tx.cond.L = &c.tx.mu

@@ -1,6 +1,7 @@
 package iscsi_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -167,6 +168,29 @@ func TestReadDataIsBounded(t *testing.T) { // S16
 	if peak > before+reads*size/2 {
 		t.Errorf("%d MiB are held for reads of %d MiB", (peak-before)>>20, reads*size>>20)
 	}
+}
+
+// TestManagementIsBounded sends task management requests and takes no answers.
+func TestManagementIsBounded(t *testing.T) { // S16
+	s := newSite(t, "orders")
+	g := s.grant(grantOf("orders", 1, "n1"))
+	i := s.session(g, 1)
+	before, most := runtime.NumGoroutine(), 0
+	h := i.request(iscsi.OpTaskRequest, true, abortTask, 77)
+	many := bytes.Repeat(iscsi.AppendPDU(nil, &iscsi.PDU{Header: h}, iscsi.Digests{}), 1000)
+	for range 500 { // until the target takes no more, which is right
+		i.nc.SetWriteDeadline(time.Now().Add(time.Second))
+		_, err := i.nc.Write(many)
+		most = max(most, runtime.NumGoroutine()-before)
+		if err != nil {
+			break
+		}
+	}
+	if most > 100 {
+		t.Errorf("%d requests are under way", most)
+	}
+	i.nc.Close()
+	s.session(g, 1).good(testReady, nil, 0)
 }
 
 func TestSessionsOfAnInitiatorAreBounded(t *testing.T) { // S16

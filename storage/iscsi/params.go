@@ -21,6 +21,7 @@ const (
 	reject          = "Reject"
 	maxOutstanding  = 8         // R2Ts of one command
 	outstandingData = 64 << 20  // bytes of write data that one session may have us hold
+	maxManaging     = 16        // task management requests that one session may have under way
 	bigReads        = 4         // reads above maxRecvSegment that one session may have under way
 	minSegment      = 512       // smallest MaxRecvDataSegmentLength of the standard
 	maxSegment      = 1<<24 - 1 // and the largest

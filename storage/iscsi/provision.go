@@ -16,7 +16,7 @@ const (
 // What a long command does between two looks at whether it was aborted, and
 // with the lock against COMPARE AND WRITE held.
 const (
-	fillStep    = 1 << 20
+	fillStep    = 256 << 10
 	discardStep = maxUnmapBlocks * blockSize
 )
 

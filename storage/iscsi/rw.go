@@ -129,7 +129,7 @@ func (c *call) verify() result {
 	need := int(n) * blockSize
 	switch c.cdb[1] >> 1 & 3 {
 	case 0:
-		buf := make([]byte, min(need, 1<<20))
+		buf := make([]byte, min(need, fillStep))
 		for off := 0; off < need; off += len(buf) {
 			part := buf[:min(len(buf), need-off)]
 			if _, err := c.att.ReadAt(part, int64(lba)*blockSize+int64(off)); err != nil {

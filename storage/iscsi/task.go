@@ -367,7 +367,9 @@ const (
 // it aborts runs no more.
 func (c *conn) taskRequest(h *Header) {
 	req := *h
+	c.managing <- struct{}{} // the initiator that sends too many waits
 	c.running.Go(func() {
+		defer func() { <-c.managing }()
 		code := c.manage(&req)
 		var r Header
 		r.SetOpcode(OpTaskResponse, false)
