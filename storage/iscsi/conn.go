@@ -31,6 +31,8 @@ type conn struct {
 
 	tx  sender
 	out *batch // answers of the hot path that are not sent yet; receiving goroutine only
+	// missed are small reads that have to wait for the disk; receiving goroutine only.
+	missed []*task
 
 	// hot is held while the receiving goroutine carries out a command itself.
 	hot sync.Mutex
@@ -125,6 +127,7 @@ func (c *conn) serve() error {
 	c.tx.start(c.statSN, c.params.digests, func() { c.running.Go(c.tx.run) })
 	c.watch()
 	err := c.receive()
+	c.runMissed()
 	c.sendBatch()
 	c.finish() // a Reject or the answer to a log-out still goes out
 	c.unwatch()

@@ -15,6 +15,7 @@ import (
 type source struct{ c *conn }
 
 func (s source) Read(p []byte) (int, error) {
+	s.c.runMissed()
 	s.c.sendBatch()
 	n, err := s.c.nc.Read(p)
 	s.c.heard.Store(time.Now().UnixNano())
@@ -285,44 +286,95 @@ func (c *conn) sendBatch() {
 		return
 	}
 	c.out = nil
-	if len(b.pdus) == 0 {
-		c.t.mem.freeBatch(b)
-		return
-	}
-	b.setWindow(c.window())
-	c.tx.commit(b)
+	c.sendOwn(b)
 }
 
-// slowRead carries out a plain read as a task, straight into a batch. It says
-// whether the command is one.
-func (c *conn) slowRead(t *task) bool {
-	p, ok := plainCDB(t.cdb[:], t.edtl)
-	if !ok || p.write || !t.in || t.out || p.size > maxRecvSegment || !c.lu.admits(p, t.cdb[:]) {
+// Small reads that have to wait for the disk are chained: trying them has asked
+// the disk for all of them already, so one goroutine that takes a few, one after
+// the other, waits hardly longer than a goroutine for each, and costs less.
+const (
+	maxChain   = 8
+	maxChained = 16 << 10 // bytes of one read
+)
+
+// chain takes a task that is to wait for the disk if it is a small plain read.
+func (c *conn) chain(t *task) bool {
+	if p, ok := plainCDB(t.cdb[:], t.edtl); !ok || p.write || t.out || p.size > maxChained {
 		return false
 	}
-	c.tx.wait() // before there is a buffer
-	b := c.t.mem.batch()
+	c.missed = append(c.missed, t)
+	if len(c.missed) == maxChain {
+		c.runMissed()
+	}
+	return true
+}
+
+// runMissed runs the tasks that were chained.
+func (c *conn) runMissed() {
+	if len(c.missed) == 0 {
+		return
+	}
+	ts := c.missed
+	c.missed = nil
+	c.running.Go(func() {
+		var b *batch
+		for _, t := range ts {
+			if b != nil && !b.room(t.edtl) {
+				c.sendOwn(b)
+				b = nil
+			}
+			var done bool
+			if b, done = c.slowRead(t, b); !done {
+				c.exec(t)
+			}
+		}
+		c.sendOwn(b)
+	})
+}
+
+// slowRead carries out a plain read as a task, straight into a batch: b, or a new
+// one if it is nil. It gives the batch, which is to be sent, and says whether the
+// command was a plain read.
+func (c *conn) slowRead(t *task, b *batch) (*batch, bool) {
+	p, ok := plainCDB(t.cdb[:], t.edtl)
+	if !ok || p.write || !t.in || t.out || p.size > maxRecvSegment || !c.lu.admits(p, t.cdb[:]) {
+		return b, false
+	}
+	if b == nil {
+		c.tx.wait() // before there is a buffer
+		b = c.t.mem.batch()
+	}
+	pdus, bytes := len(b.pdus), len(b.buf)
 	ok, err := c.fill(b, t.tag, p, true)
 	if !ok {
-		c.t.mem.freeBatch(b)
+		b.cutTo(pdus, bytes)
 		if err == nil {
-			return false // pieces too small for a batch
+			return b, false // pieces too small for a batch
 		}
 		c.finishTask(t, failed(err, false))
-		return true
+		return b, true
 	}
 	c.mu.Lock()
 	aborted := t.aborted
 	c.release(t)
 	c.mu.Unlock()
 	if aborted {
+		b.cutTo(pdus, bytes)
+	}
+	close(t.done)
+	return b, true
+}
+
+// sendOwn sends a batch that a task made.
+func (c *conn) sendOwn(b *batch) {
+	switch {
+	case b == nil:
+	case len(b.pdus) == 0:
 		c.t.mem.freeBatch(b)
-	} else {
+	default:
 		b.setWindow(c.window())
 		c.tx.commit(b)
 	}
-	close(t.done)
-	return true
 }
 
 // settle waits until the receiving goroutine carries out nothing by itself that

@@ -84,7 +84,7 @@ func (c *conn) command(h *Header, ahs int, data []byte) error {
 
 // perform runs a task on the receiving goroutine if that need not wait.
 func (c *conn) perform(t *task) {
-	if !c.hotTask(t) {
+	if !c.hotTask(t) && !c.chain(t) {
 		c.running.Go(func() { c.exec(t) })
 	}
 }
@@ -220,7 +220,9 @@ func (t *task) fits(h *Header, n int) string {
 
 // exec runs a command and answers it.
 func (c *conn) exec(t *task) {
-	if c.slowRead(t) {
+	b, done := c.slowRead(t, nil)
+	c.sendOwn(b)
+	if done {
 		return
 	}
 	if t.in && t.edtl > maxRecvSegment { // all of its data is made before any is sent
