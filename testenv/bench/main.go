@@ -70,7 +70,10 @@ func main() {
 			self = os.Args[0]
 		}
 		o.lab = self
-		os.Setenv("BENCH_PROFILE", *profile)
+		if err := os.Setenv("BENCH_PROFILE", *profile); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
 	}
 	if *part != "storage" {
 		fmt.Fprintf(os.Stderr, "bench: no part %q; fix: PART=storage\n", *part)

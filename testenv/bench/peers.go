@@ -134,12 +134,11 @@ func (p *peer) start() error {
 // target is there.
 func (p *peer) stop() error {
 	if p.name == theirs {
-		p.cmd.Process.Kill()
-		p.cmd.Wait()
-		return nil
+		err := p.cmd.Process.Kill()
+		_ = p.cmd.Wait() // "signal: killed"
+		return err
 	}
-	p.cmd.Process.Signal(syscall.SIGTERM)
-	if err := p.cmd.Wait(); err != nil {
+	if err := errors.Join(p.cmd.Process.Signal(syscall.SIGTERM), p.cmd.Wait()); err != nil {
 		return fmt.Errorf("%s: %w", p.name, err)
 	}
 	return nil
