@@ -98,9 +98,3 @@ func (c *cache) drop(place uint32) {
 		c.remove(x)
 	}
 }
-
-func (c *cache) usage() (nodes int, bytes int64) {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return len(c.nodes), c.bytes
-}

@@ -63,7 +63,7 @@ func (s *Store) syncAll() error {
 			return err
 		}
 		s.mu.Lock()
-		if lsn == upto+1 {
+		if lsn == upto+1 || s.opts.plant == plantWideBarrier {
 			upto = lsn // nothing came between what it covers and the barrier itself
 		}
 		s.log.barrier = max(s.log.barrier, upto)

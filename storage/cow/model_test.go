@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +29,11 @@ import (
 
 const sector = 512
 
+var (
+	soakSeeds = flag.Int("cow.seeds", 0, "seeds of TestStoreEqualsModel; 0: as many as belong to the usual tests")
+	soakFrom  = flag.Uint64("cow.from", 0, "first seed of TestStoreEqualsModel")
+)
+
 type modelVolume struct {
 	data     []byte
 	may      map[int64][][]byte // by sector: contents since the last flush, oldest first
@@ -34,26 +41,89 @@ type modelVolume struct {
 	dev      storage.Device
 }
 
-type model struct {
-	t     *testing.T
-	rnd   *rand.Rand
-	fs    *faulty.FS
-	boot  int
-	store *cow.Store
-	vols  map[string]*modelVolume
-	next  int
-	stats map[string]int
+// judge is told when the store differs from the model; a *testing.T is one.
+type judge interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
 }
 
-func newModel(t *testing.T, seed uint64) *model {
-	m := &model{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), fs: faulty.NewFS(seed), vols: map[string]*modelVolume{}, stats: map[string]int{}}
-	m.open()
+// stretched spreads a device's bytes over a larger one, window by window, so
+// that few bytes exercise a high tree.
+type stretched struct {
+	storage.Device
+	stride int64
+}
+
+const window = 128 << 10
+
+func stretch(size, stride int64) int64 { // size is not 0
+	return (size-1)/window*stride + (size-1)%window + 1
+}
+
+func (d stretched) split(off, n int64, do func(at, from, to int64) error) error {
+	for from := int64(0); from < n; {
+		step := min(n-from, window-(off+from)%window)
+		if err := do((off+from)/window*d.stride+(off+from)%window, from, from+step); err != nil {
+			return err
+		}
+		from += step
+	}
+	return nil
+}
+
+func (d stretched) ReadAt(p []byte, off int64) (int, error) {
+	return len(p), d.split(off, int64(len(p)), func(at, from, to int64) error {
+		_, err := d.Device.ReadAt(p[from:to], at)
+		return err
+	})
+}
+
+func (d stretched) WriteAt(p []byte, off int64) (int, error) {
+	return len(p), d.split(off, int64(len(p)), func(at, from, to int64) error {
+		_, err := d.Device.WriteAt(p[from:to], at)
+		return err
+	})
+}
+
+func (d stretched) Discard(off, n int64) error {
+	return d.split(off, n, func(at, from, to int64) error { return d.Device.Discard(at, to-from) })
+}
+
+type model struct {
+	t    judge
+	opts cow.Options
+	// stride is the distance of windows in the volumes.
+	stride int64
+	rnd    *rand.Rand
+	fs     *faulty.FS
+	boot   int
+	store  *cow.Store
+	vols   map[string]*modelVolume
+	next   int
+	stats  map[string]int
+}
+
+func newModel(t judge, seed uint64, o cow.Options) *model {
+	m := &model{}
+	m.init(t, seed, o)
 	return m
+}
+
+func (m *model) init(t judge, seed uint64, o cow.Options) {
+	*m = model{t: t, opts: o, rnd: rand.New(rand.NewPCG(seed, 1)), fs: faulty.NewFS(seed), vols: map[string]*modelVolume{}, stats: map[string]int{}}
+	m.stride = []int64{window, 16 << 20, 1 << 30}[seed%3]
+	m.opts.LogLimit = 16 << 10
+	if seed%2 == 1 { // hardly any node stays in memory
+		m.opts.MapMemory = 64 << 10
+	}
+	m.open()
 }
 
 func (m *model) open() {
 	m.t.Helper()
-	s, err := cow.Open(context.Background(), "", cow.Options{FileSystem: m.fs.Process(), BootID: fmt.Sprintf("boot-%d", m.boot), LogLimit: 16 << 10})
+	m.opts.FileSystem, m.opts.BootID = m.fs.Process(), fmt.Sprintf("boot-%d", m.boot)
+	s, err := cow.Open(context.Background(), "", m.opts)
 	if err != nil {
 		m.t.Fatalf("open: %v", err)
 	}
@@ -67,7 +137,7 @@ func (m *model) dev(name string) storage.Device {
 		if err != nil {
 			m.t.Fatalf("open volume %s: %v", name, err)
 		}
-		v.dev = d
+		v.dev = stretched{d, m.stride}
 	}
 	return v.dev
 }
@@ -116,9 +186,9 @@ func (m *model) pick(writable bool) string {
 
 // place gives a range, often aligned, often where one was before.
 func (m *model) place(size int) (off int64, n int) {
-	unit := []int{1, sector, 4096, 4096, 65536}[m.rnd.IntN(5)]
-	n = (1 + m.rnd.IntN(6)) * unit
-	if m.rnd.IntN(20) == 0 {
+	unit := []int{1, sector, sector, 4096, 4096, 4096, 4096, 4096, 4096, 4096, 4096, 65536}[m.rnd.IntN(12)]
+	n = (1 + m.rnd.IntN(4)) * unit
+	if m.rnd.IntN(150) == 0 {
 		n = 1 + m.rnd.IntN(300000)
 	}
 	n = min(n, size)
@@ -142,7 +212,7 @@ func (m *model) step() {
 		n := fmt.Sprintf("v%d", m.next)
 		m.next++
 		size := sector * (1 + m.rnd.IntN(2000))
-		must("create", m.store.Create(ctx, n, int64(size)))
+		must("create", m.store.Create(ctx, n, stretch(int64(size), m.stride)))
 		m.vols[n] = &modelVolume{data: make([]byte, size), may: map[int64][][]byte{}}
 		m.flushed()
 		m.count("create")
@@ -169,8 +239,9 @@ func (m *model) step() {
 		m.count("delete")
 	case op < 44:
 		v := m.vols[name]
-		size := len(v.data) + sector*m.rnd.IntN(400)
-		must("resize", m.store.Resize(ctx, name, int64(size)))
+		size := min(len(v.data)+sector*m.rnd.IntN(400), 2<<20)
+		size = max(size, len(v.data))
+		must("resize", m.store.Resize(ctx, name, stretch(int64(size), m.stride)))
 		v.data = append(v.data, make([]byte, size-len(v.data))...)
 		m.flushed()
 	case op < 46 && rw != "":
@@ -206,7 +277,12 @@ func (m *model) step() {
 			m.t.Fatalf("read of %s: %d bytes at %d differ from the model", name, n, off)
 		}
 		m.count("read")
-	case op < 994:
+	case op < 992:
+		must("reclaim", m.store.Reclaim(ctx))
+	case op < 997 && m.rnd.IntN(3) > 0: // these take long
+	case op < 993:
+		m.check()
+	case op < 995:
 		m.closeDevices()
 		must("close", m.store.Close())
 		m.open()
@@ -215,9 +291,50 @@ func (m *model) step() {
 		m.count("reopen")
 	case op < 997:
 		m.kill()
-	default:
+	case op < 998:
 		m.powerLoss()
+	default:
+		m.crashSoon()
 	}
+}
+
+// crashSoon lets the power fail at a call to the file layer that comes soon,
+// whoever makes it, in the middle of what is going on then.
+func (m *model) crashSoon() {
+	m.fs.FailAt(1+m.rnd.IntN(120), io.ErrClosedPipe, true)
+	for range 40 {
+		name := m.pick(true)
+		if name == "" {
+			break
+		}
+		v := m.vols[name]
+		d, err := m.store.OpenVolume(name)
+		if err != nil {
+			break
+		}
+		d = stretched{d, m.stride}
+		off, n := m.place(len(v.data))
+		p := make([]byte, n)
+		switch m.rnd.IntN(8) {
+		case 0:
+			if err = d.Flush(); err == nil {
+				m.flushed()
+			}
+		case 1:
+			v.wrote(off, p)
+			err = d.Discard(off, int64(n))
+		default:
+			fill(m.rnd, p)
+			v.wrote(off, p)
+			_, err = d.WriteAt(p, off)
+		}
+		d.Close()
+		if err != nil {
+			break
+		}
+	}
+	m.powerLoss()
+	m.count("crash soon")
 }
 
 func fill(r *rand.Rand, p []byte) {
@@ -311,13 +428,20 @@ func (m *model) check() {
 }
 
 func TestStoreEqualsModel(t *testing.T) { // S14
-	seeds, steps := 24, 3000
-	if testing.Short() {
-		seeds = 4
+	seeds, steps := 60, 17000 // more than 10^6 operations
+	switch {
+	case os.Getenv("HOTSPARE_TEST_FULL") != "":
+		seeds = 120
+	case testing.Short():
+		seeds, steps = 6, 3000
+	}
+	if *soakSeeds > 0 {
+		seeds = *soakSeeds
 	}
 	total := map[string]int{}
-	for seed := range seeds {
-		m := newModel(t, uint64(seed))
+	for i := range seeds {
+		seed := uint64(i) + *soakFrom
+		m := newModel(t, seed, cow.Options{})
 		func() {
 			defer func() {
 				if t.Failed() {
@@ -338,7 +462,7 @@ func TestStoreEqualsModel(t *testing.T) { // S14
 		}
 	}
 	t.Logf("%v", total)
-	for _, k := range []string{"write", "read", "clone", "delete", "discard", "flush", "kill", "power loss", "reopen"} {
+	for _, k := range []string{"write", "read", "clone", "delete", "discard", "flush", "kill", "power loss", "reopen", "crash soon"} {
 		if total[k] < seeds {
 			t.Errorf("only %d of %q: the run exercised too little", total[k], k)
 		}

@@ -1,11 +1,9 @@
 package cow
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 )
 
@@ -275,7 +273,6 @@ type nodeWriter struct {
 	buf     []byte
 	bufAt   uint32
 	written []*node
-	skip    int
 }
 
 // put writes n and the changed nodes below it, where they are not written yet.
@@ -356,10 +353,4 @@ func (s *Store) freed(rs []run) {
 		}
 		at = max(stop, at+1)
 	}
-}
-
-// sorted gives the runs in the order of their places, for tests and reports.
-func sorted(rs []run) []run {
-	slices.SortFunc(rs, func(a, b run) int { return cmp.Compare(a.place, b.place) })
-	return rs
 }

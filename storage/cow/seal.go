@@ -14,14 +14,29 @@ import (
 
 // unsealed are the regions whose checksums are to be recomputed.
 type unsealed struct {
-	n  atomic.Int64 // how many: 0 on all but the first minutes after a crash
-	mu sync.Mutex   // held while one is sealed
-	in map[uint32]struct{}
+	n    atomic.Int64 // how many: 0 on all but the first minutes after a crash
+	mu   sync.Mutex   // held while one is sealed
+	inMu sync.Mutex   // of in alone; the store's mu may be held
+	in   map[uint32]struct{}
+}
+
+func (u *unsealed) has(r uint32) bool {
+	u.inMu.Lock()
+	defer u.inMu.Unlock()
+	_, ok := u.in[r]
+	return ok
+}
+
+func (u *unsealed) sealed(r uint32) {
+	u.inMu.Lock()
+	defer u.inMu.Unlock()
+	delete(u.in, r)
+	u.n.Add(-1)
 }
 
 func (u *unsealed) list() []uint32 {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.inMu.Lock()
+	defer u.inMu.Unlock()
 	var out []uint32
 	for r := range u.in {
 		out = append(out, r)
@@ -38,7 +53,7 @@ func (s *Store) seal(region uint32) error {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if _, ok := u.in[region]; !ok {
+	if !u.has(region) {
 		return nil
 	}
 	s.mu.RLock()
@@ -55,8 +70,7 @@ func (s *Store) seal(region uint32) error {
 			return fmt.Errorf("checksums of slot %d: %w", region*regionSlots+i, err)
 		}
 	}
-	delete(u.in, region)
-	u.n.Add(-1)
+	u.sealed(region)
 	return nil
 }
 

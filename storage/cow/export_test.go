@@ -1,0 +1,22 @@
+package cow
+
+// Plants are the bugs that tests put in, by name.
+var Plants = map[string]plant{
+	"the cache serves what a place held before":          plantStaleCache,
+	"a freed slot is given out too early":                plantFreeEarly,
+	"a change goes into a node that is being written":    plantThawed,
+	"the mark forgets a volume":                          plantSweepLive,
+	"a node's place is given out too early":              plantPlaceEarly,
+	"recovery forgets generations":                       plantGeneration,
+	"after a power loss all of the log counts":           plantNoBarrier,
+	"overwriting does not mark its region":               plantNoDirty,
+	"a checkpoint forgets regions that are unsealed":     plantLostDirty,
+	"recovery does not take the slots that the log maps": plantLostMapped,
+	"a barrier covers what came after its sync":          plantWideBarrier,
+}
+
+// WithPlant gives options with one of Plants.
+func (o Options) WithPlant(p plant) Options {
+	o.plant = p
+	return o
+}
