@@ -52,6 +52,10 @@ func (a *slots) use(slot uint32) {
 // release notes that the record lsn freed the slot.
 func (a *slots) release(lsn uint64, slot uint32) {
 	a.mapped.clear(slot)
+	if a.plant == plantFreeEarly {
+		a.put(slot)
+		return
+	}
 	a.pending = append(a.pending, freed{lsn, slot})
 }
 
@@ -59,7 +63,7 @@ func (a *slots) release(lsn uint64, slot uint32) {
 // stay busy until put.
 func (a *slots) settle(durable uint64) []uint32 {
 	n := 0
-	for n < len(a.pending) && (a.pending[n].lsn <= durable || a.plant == plantFreeEarly) {
+	for n < len(a.pending) && a.pending[n].lsn <= durable {
 		n++
 	}
 	if n == 0 {

@@ -1,5 +1,11 @@
 package cow
 
+// Names of plants that the model alone is too slow to meet.
+const (
+	PlantOfAStory = "recovery forgets generations"
+	PlantOfARace  = "a barrier covers what came after its sync"
+)
+
 // Plants are the bugs that tests put in, by name.
 var Plants = map[string]plant{
 	"the cache serves what a place held before":          plantStaleCache,
@@ -7,12 +13,12 @@ var Plants = map[string]plant{
 	"a change goes into a node that is being written":    plantThawed,
 	"the mark forgets a volume":                          plantSweepLive,
 	"a node's place is given out too early":              plantPlaceEarly,
-	"recovery forgets generations":                       plantGeneration,
+	PlantOfAStory:                                        plantGeneration,
 	"after a power loss all of the log counts":           plantNoBarrier,
 	"overwriting does not mark its region":               plantNoDirty,
 	"a checkpoint forgets regions that are unsealed":     plantLostDirty,
 	"recovery does not take the slots that the log maps": plantLostMapped,
-	"a barrier covers what came after its sync":          plantWideBarrier,
+	PlantOfARace: plantWideBarrier,
 }
 
 // WithPlant gives options with one of Plants.
