@@ -37,6 +37,7 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	signal.Ignore(syscall.SIGPIPE) // a reader that has seen enough does not keep us from cleaning up
 	if len(os.Args) > 1 && os.Args[1] == "target" {
 		if err := target(ctx, os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench: target:", err)
