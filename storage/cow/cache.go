@@ -28,13 +28,13 @@ func newCache(limit int64, p plant) *cache {
 	return &cache{limit: limit, plant: p, nodes: map[uint32]*cached{}}
 }
 
-// get gives the node that was written under r. A place can be written again, so
-// the checksum decides too.
-func (c *cache) get(r ref) *node {
+// get gives the node of this level that was written under r. A place can be
+// written again, so the checksum decides too.
+func (c *cache) get(r ref, level uint8) *node {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	x := c.nodes[r.place]
-	if x == nil || x.n.at != r && c.plant != plantStaleCache {
+	if x == nil || x.n.level != level || x.n.at != r && c.plant != plantStaleCache {
 		return nil
 	}
 	if !x.used.Load() {

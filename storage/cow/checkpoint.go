@@ -155,7 +155,7 @@ func (s *Store) thaw(fz *frozen, w *nodeWriter) {
 // writeCheckpoint makes all that a checkpoint needs durable, and then names it.
 func (s *Store) writeCheckpoint(fz *frozen, w *nodeWriter) error {
 	s.eras.drain()
-	if err := errors.Join(s.syncData(), s.sums.Sync()); err != nil {
+	if err := errors.Join(s.syncData(s.data), s.sums.Sync()); err != nil {
 		s.fail(fmt.Errorf("sync of data: %w", err))
 		return err
 	}

@@ -1,20 +1,54 @@
 package cow
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 )
 
-// groupFlush lets concurrent flushes share one sync: who comes while one is
-// under way waits for the next, which the first of the waiters leads.
+// groupFlush lets concurrent flushes share syncs. A round begins when a lane is
+// free; who comes until then joins it. Several rounds run at a time, because the
+// disk can carry out several syncs at a time. Every lane has its own opening of
+// the data file: Linux tells an error of writing back once to each opening, so a
+// round cannot miss one that another was told.
 type groupFlush struct {
-	mu   sync.Mutex
-	next *flushRound
+	mu    sync.Mutex
+	next  *flushRound
+	lanes chan File
 }
+
+const flushLanes = 16
 
 type flushRound struct {
 	once sync.Once
 	err  error
+}
+
+// openLanes opens the data file for the rounds.
+func (s *Store) openLanes() error {
+	lanes := make(chan File, flushLanes)
+	for range flushLanes {
+		f, err := s.fs.Open(dataName, false)
+		if err != nil {
+			close(lanes)
+			for f := range lanes {
+				f.Close()
+			}
+			return err
+		}
+		lanes <- f
+	}
+	s.flushes.lanes = lanes
+	return nil
+}
+
+// closeLanes waits for the rounds under way to end.
+func (s *Store) closeLanes() error {
+	var errs []error
+	for range cap(s.flushes.lanes) {
+		errs = append(errs, (<-s.flushes.lanes).Close())
+	}
+	return errors.Join(errs...)
 }
 
 // flush makes all data that was written before the call durable, and the maps
@@ -27,26 +61,26 @@ func (s *Store) flush() error {
 	round := s.flushes.next
 	s.flushes.mu.Unlock()
 	round.once.Do(func() {
-		s.flushMu.Lock()
-		defer s.flushMu.Unlock()
+		lane := <-s.flushes.lanes
+		defer func() { s.flushes.lanes <- lane }()
 		s.flushes.mu.Lock()
 		s.flushes.next = nil // whoever comes now may have written after we begin
 		s.flushes.mu.Unlock()
-		round.err = s.syncAll()
+		round.err = s.syncAll(lane)
 	})
 	return round.err
 }
 
 // syncAll syncs the data, then logs a barrier and syncs the log if any map
-// changed since the last one. flushMu is held.
-func (s *Store) syncAll() error {
+// changed since the last one.
+func (s *Store) syncAll(lane File) error {
 	if err := s.failure(); err != nil {
 		return err
 	}
 	s.mu.RLock()
 	upto := s.log.lsn
 	s.mu.RUnlock()
-	if err := s.syncData(); err != nil {
+	if err := s.syncData(lane); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -74,20 +108,23 @@ func (s *Store) syncAll() error {
 	return nil
 }
 
-// syncData makes what was written to the data file durable. One file's syncs
-// share a number: whoever finds all writes covered has nothing to do.
-func (s *Store) syncData() error {
-	s.dataMu.Lock()
-	defer s.dataMu.Unlock()
+// syncData makes what was written to the data file before the call durable,
+// through one of its openings.
+func (s *Store) syncData(f File) error {
 	upto := s.written.Load()
-	if upto == s.dataSynced {
+	s.dataMu.Lock()
+	done := upto <= s.dataSynced
+	s.dataMu.Unlock()
+	if done {
 		return nil
 	}
-	if err := s.data.Sync(); err != nil {
+	if err := f.Sync(); err != nil {
 		s.fail(fmt.Errorf("sync of data: %w", err))
 		return s.failure()
 	}
-	s.dataSynced = upto
+	s.dataMu.Lock()
+	s.dataSynced = max(s.dataSynced, upto)
+	s.dataMu.Unlock()
 	return nil
 }
 

@@ -211,7 +211,7 @@ func (m *model) step() {
 	case name == "" || op < 8 && len(m.vols) < 8:
 		n := fmt.Sprintf("v%d", m.next)
 		m.next++
-		size := sector * (1 + m.rnd.IntN(2000))
+		size := sector * (1 + m.rnd.IntN(1200))
 		must("create", m.store.Create(ctx, n, stretch(int64(size), m.stride)))
 		m.vols[n] = &modelVolume{data: make([]byte, size), may: map[int64][][]byte{}}
 		m.flushed()
@@ -239,7 +239,7 @@ func (m *model) step() {
 		m.count("delete")
 	case op < 44:
 		v := m.vols[name]
-		size := min(len(v.data)+sector*m.rnd.IntN(400), 2<<20)
+		size := min(len(v.data)+sector*m.rnd.IntN(400), 1<<20)
 		size = max(size, len(v.data))
 		must("resize", m.store.Resize(ctx, name, stretch(int64(size), m.stride)))
 		v.data = append(v.data, make([]byte, size-len(v.data))...)
@@ -279,7 +279,7 @@ func (m *model) step() {
 		m.count("read")
 	case op < 992:
 		must("reclaim", m.store.Reclaim(ctx))
-	case op < 997 && m.rnd.IntN(3) > 0: // these take long
+	case op < 1000 && m.rnd.IntN(4) > 0: // these take long
 	case op < 993:
 		m.check()
 	case op < 995:

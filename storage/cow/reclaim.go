@@ -192,7 +192,7 @@ func (m *mark) walk(ctx context.Context, v *markVolume, n *node, at ref, level u
 			return nil
 		}
 		m.seen.set(at.place)
-		if n = m.s.cache.get(at); n == nil {
+		if n = m.s.cache.get(at, level); n == nil {
 			var err error
 			if n, err = m.s.readNode(want{at, level}); err != nil {
 				if !errors.Is(err, errCodec) || m.trouble == nil {

@@ -21,6 +21,9 @@ func (s *Store) recover(ctx context.Context) error {
 	if s.sums, err = s.fs.Open(sumsName, true); err != nil {
 		return err
 	}
+	if err := s.openLanes(); err != nil {
+		return err
+	}
 	b, err := readAll(s.fs, superName)
 	if isMissing(err) {
 		return s.initialise()

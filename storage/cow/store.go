@@ -99,8 +99,7 @@ const minMapMemory = 64 << 10
 // Locks, in the order in which they are taken: reclaimMu (one mark at a time),
 // checkpointMu (one checkpoint, or begin of a mark, at a time), io (held shared by every command on data, alone
 // by Close), a volume's writes, a volume's stripe (one cluster), an era, the
-// unsealed regions, flushMu (one flush at a time), dataMu, the log's syncMu, mu
-// (maps, catalog, allocation, order of the log), places, cache.
+// unsealed regions, a lane of the flushes, the log's syncMu, mu (maps, catalog, allocation, order of the log), places, cache.
 type Store struct {
 	opts    Options
 	fs      FileSystem
@@ -121,12 +120,11 @@ type Store struct {
 	reclaimMu    sync.Mutex
 	checkpointMu sync.Mutex
 	io           sync.RWMutex
-	flushMu      sync.Mutex
 	flushes      groupFlush
 
 	dataMu     sync.Mutex
 	written    atomic.Uint64 // writes to the data file
-	dataSynced uint64        // of them, what is durable; dataMu is held
+	dataSynced uint64        // of them, what is durable
 
 	mu      sync.RWMutex
 	super   super // Volumes, LSN, Log, Space: as of the last checkpoint
@@ -234,8 +232,6 @@ func (s *Store) Close() error {
 		err = s.checkpoint()
 	}
 	s.fail(errClosed)
-	s.flushMu.Lock()
-	defer s.flushMu.Unlock()
 	s.io.Lock() // the last command ends
 	defer s.io.Unlock()
 	return errors.Join(err, s.closeFiles())
@@ -250,6 +246,7 @@ func (s *Store) closeFiles() error {
 			errs = append(errs, f.Close())
 		}
 	}
+	errs = append(errs, s.closeLanes())
 	if s.log != nil {
 		errs = append(errs, s.log.close())
 	}

@@ -117,7 +117,7 @@ func (s *Store) clean(r ref, level uint8, p *pins) *node {
 	if n := p[level]; n != nil && n.at == r {
 		return n
 	}
-	return s.cache.get(r)
+	return s.cache.get(r, level)
 }
 
 // descend gives the way to cluster c, as far as there is one. If a node is not

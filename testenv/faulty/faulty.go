@@ -52,6 +52,10 @@ type inode struct {
 	now     []byte // as the page cache shows it
 	synced  []byte // as the disk holds it
 	pending []write
+	// errs counts failed syncs: as Linux does, each handle is told once of those
+	// since it was opened.
+	errs int
+	err  error
 }
 
 // write is one that is not synced. data nil means a truncation to off.
@@ -325,7 +329,7 @@ func (f *FS) open(name string, create bool) (cow.File, error) {
 		f.files[name] = n
 		f.dirOps = append(f.dirOps, dirOp{func(m map[string]*inode) { m[name] = n }})
 	}
-	return &file{f, n, f.epoch}, nil
+	return &file{f, n, f.epoch, n.errs}, nil
 }
 
 // Rename renames a file over another.
@@ -431,6 +435,7 @@ type file struct {
 	f     *FS
 	n     *inode
 	epoch int
+	seen  int // of n.errs
 }
 
 // begin locks and counts; the handle of a killed process is dead.
@@ -506,8 +511,14 @@ func (h *file) Sync() error {
 	if err != nil {
 		if h.epoch == h.f.epoch {
 			h.n.pending = nil // as Linux does: the pages are clean and the data is lost
+			h.n.errs, h.n.err = h.n.errs+1, err
+			h.seen = h.n.errs
 		}
 		return err
+	}
+	if h.seen < h.n.errs {
+		h.seen = h.n.errs
+		return h.n.err
 	}
 	for _, w := range h.n.pending {
 		if w.data == nil {
