@@ -216,7 +216,7 @@ func (s *Store) adopt(fz *frozen, w *nodeWriter) {
 		}
 	}
 	s.writing = 0
-	freed := s.slots.settle(fz.next.LSN)
+	freed := s.settle(fz.next.LSN)
 	s.mu.Unlock()
 	for _, n := range w.written {
 		if n.level == 0 {

@@ -2,8 +2,9 @@ package cow
 
 // Names of plants that the model alone is too slow to meet.
 const (
-	PlantOfAStory = "recovery forgets generations"
-	PlantOfARace  = "a barrier covers what came after its sync"
+	PlantOfAStory    = "recovery forgets generations"
+	PlantOfTwoLosses = "a checkpoint forgets regions that are unsealed"
+	PlantOfARace     = "a barrier covers what came after its sync"
 )
 
 // Plants are the bugs that tests put in, by name.
@@ -16,7 +17,7 @@ var Plants = map[string]plant{
 	PlantOfAStory:                                        plantGeneration,
 	"after a power loss all of the log counts":           plantNoBarrier,
 	"overwriting does not mark its region":               plantNoDirty,
-	"a checkpoint forgets regions that are unsealed":     plantLostDirty,
+	PlantOfTwoLosses:                                     plantLostDirty,
 	"recovery does not take the slots that the log maps": plantLostMapped,
 	PlantOfARace: plantWideBarrier,
 }

@@ -102,7 +102,7 @@ func (s *Store) syncAll(lane File) error {
 		}
 		s.log.barrier = max(s.log.barrier, upto)
 	}
-	freed := s.slots.settle(s.log.barrier)
+	freed := s.settle(s.log.barrier)
 	s.mu.Unlock()
 	s.recycle(freed)
 	return nil
@@ -128,6 +128,16 @@ func (s *Store) syncData(f File) error {
 	return nil
 }
 
+// settle takes the freed slots whose records are durable, for recycle. mu is
+// held.
+func (s *Store) settle(durable uint64) []uint32 {
+	freed := s.slots.settle(durable)
+	if len(freed) > 0 {
+		s.recycling++
+	}
+	return freed
+}
+
 // recycle gives the space of freed slots back and makes them available.
 func (s *Store) recycle(slots []uint32) {
 	if len(slots) == 0 {
@@ -141,6 +151,8 @@ func (s *Store) recycle(slots []uint32) {
 	}
 	s.mu.Lock()
 	s.slots.put(slots...)
+	s.recycling--
+	s.recycled.Broadcast()
 	s.mu.Unlock()
 	s.water.freed(s)
 }

@@ -95,6 +95,8 @@ type model struct {
 	opts cow.Options
 	// stride is the distance of windows in the volumes.
 	stride int64
+	// seldom is how much more seldom the process ends than a step's chance says.
+	seldom int
 	rnd    *rand.Rand
 	fs     *faulty.FS
 	boot   int
@@ -113,7 +115,7 @@ func newModel(t judge, seed uint64, o cow.Options) *model {
 func (m *model) init(t judge, seed uint64, o cow.Options) {
 	*m = model{t: t, opts: o, rnd: rand.New(rand.NewPCG(seed, 1)), fs: faulty.NewFS(seed), vols: map[string]*modelVolume{}, stats: map[string]int{}}
 	m.stride = []int64{window, 16 << 20, 1 << 30}[seed%3]
-	m.opts.LogLimit = 16 << 10
+	m.opts.LogLimit, m.seldom = 16<<10, 4
 	if seed%2 == 1 { // hardly any node stays in memory
 		m.opts.MapMemory = 64 << 10
 	}
@@ -279,7 +281,7 @@ func (m *model) step() {
 		m.count("read")
 	case op < 992:
 		must("reclaim", m.store.Reclaim(ctx))
-	case op < 1000 && m.rnd.IntN(4) > 0: // these take long
+	case op < 1000 && m.rnd.IntN(m.seldom) > 0: // these take long
 	case op < 993:
 		m.check()
 	case op < 995:

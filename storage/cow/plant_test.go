@@ -34,6 +34,12 @@ func TestPlantedBugsAreCaught(t *testing.T) { // S14
 				}
 				return
 			}
+			if name == cow.PlantOfTwoLosses {
+				if err := losePowerTwice(cow.Options{}.WithPlant(p)); err == nil {
+					t.Error("the story did not notice it")
+				}
+				return
+			}
 			if name == cow.PlantOfARace && os.Getenv("HOTSPARE_TEST_FULL") == "" {
 				t.Skip("HOTSPARE_TEST_FULL is not set: it takes the model half a minute to meet that race")
 			}
@@ -54,6 +60,55 @@ func TestGenerationsSurviveAKill(t *testing.T) { // S14
 	if err := killAndClone(cow.Options{}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestPowerIsLostAgainAfterRecovery loses the power before the checksums that
+// were recomputed after the last loss are durable.
+func TestPowerIsLostAgainAfterRecovery(t *testing.T) { // S14
+	if err := losePowerTwice(cow.Options{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func losePowerTwice(o cow.Options) error {
+	ctx := context.Background()
+	for seed := range uint64(40) {
+		fs := faulty.NewFS(seed)
+		var s *cow.Store
+		open := func(boot string) (err error) {
+			o.FileSystem, o.BootID = fs.Process(), boot
+			s, err = cow.Open(ctx, "", o)
+			return err
+		}
+		lose := func() {
+			fs.PowerLoss()
+			s.Close()
+		}
+		if err := open("1"); err != nil {
+			return err
+		}
+		if err := errors.Join(s.Create(ctx, "a", 1<<20), write(s, "a", 0, 1<<20, 1), s.Close(), open("1"),
+			write(s, "a", 0, 1<<20, 2), flush(s, "a")); err != nil { // the data is durable, its checksums are not
+			return err
+		}
+		lose()
+		if err := open("2"); err != nil {
+			return err
+		}
+		if r, err := s.Check(ctx); err != nil || !r.OK() {
+			return fmt.Errorf("after the first loss: %+v, %w", r, err)
+		}
+		lose()
+		if err := open("3"); err != nil {
+			return err
+		}
+		r, err := s.Check(ctx)
+		s.Close()
+		if err != nil || !r.OK() {
+			return fmt.Errorf("after the second loss: %+v, %w", r, err)
+		}
+	}
+	return nil
 }
 
 func killAndClone(o cow.Options) error {
@@ -119,6 +174,7 @@ func hunt(seed uint64, o cow.Options) (why string) {
 		}
 	}()
 	m.init(hunter{}, seed, o)
+	m.seldom = 1
 	for range 4000 {
 		m.step()
 	}

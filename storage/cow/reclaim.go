@@ -52,7 +52,15 @@ func (s *Store) Reclaim(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.flush() // what is pending becomes free
+	if err := s.flush(); err != nil { // what is pending becomes free
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.recycling > 0 {
+		s.recycled.Wait()
+	}
+	return nil
 }
 
 // minGarbage is how many slots may wait for a pass: 256 MiB.

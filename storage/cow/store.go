@@ -131,6 +131,10 @@ type Store struct {
 	volumes map[string]*volume
 	byID    map[uint64]*volume
 	slots   slots
+	// recycling counts who is giving back the space of freed slots; recycled tells
+	// when one is done.
+	recycling int
+	recycled  sync.Cond
 	// frozen is the generation of the last freeze: nodes up to it do not change.
 	frozen uint32
 	// changed are the nodes that were made since the last checkpoint began;
@@ -185,6 +189,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 		done: make(chan struct{}), round: make(chan struct{}),
 		cache: newCache(opts.MapMemory/2, opts.plant),
 	}
+	s.recycled.L = &s.mu
 	s.written.Store(1) // what a killed process wrote may not be durable
 	s.slots.plant, s.places.plant = opts.plant, opts.plant
 	s.water = water{high: opts.HighWater, low: opts.LowWater, reserve: opts.Reserve, notify: opts.Notify}
