@@ -1,9 +1,10 @@
 package cow
 
-// Names of plants that the model alone is too slow to meet.
+// Names of plants that the model is too slow to meet, or that need a word.
 const (
 	PlantOfAStory    = "recovery forgets generations"
 	PlantOfTwoLosses = "a checkpoint forgets regions that are unsealed"
+	PlantOfADataRace = "a change goes into a node that is being written"
 	PlantOfARace     = "a barrier covers what came after its sync"
 )
 
@@ -11,7 +12,7 @@ const (
 var Plants = map[string]plant{
 	"the cache serves what a place held before":          plantStaleCache,
 	"a freed slot is given out too early":                plantFreeEarly,
-	"a change goes into a node that is being written":    plantThawed,
+	PlantOfADataRace:                                     plantThawed,
 	"the mark forgets a volume":                          plantSweepLive,
 	"a node's place is given out too early":              plantPlaceEarly,
 	PlantOfAStory:                                        plantGeneration,
@@ -19,7 +20,7 @@ var Plants = map[string]plant{
 	"overwriting does not mark its region":               plantNoDirty,
 	PlantOfTwoLosses:                                     plantLostDirty,
 	"recovery does not take the slots that the log maps": plantLostMapped,
-	PlantOfARace: plantWideBarrier,
+	PlantOfARace:                                         plantWideBarrier,
 }
 
 // WithPlant gives options with one of Plants.
