@@ -185,7 +185,10 @@ func postgres(t *testing.T) (port uint16, pid int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = syscall.Kill(-srv.Process.Pid, syscall.SIGKILL)
+		_ = syscall.Kill(-srv.Process.Pid, syscall.SIGCONT) // a test may have stopped it
+		_ = srv.Process.Signal(syscall.SIGQUIT)             // at once, but its shared memory goes with it
+		late := time.AfterFunc(10*time.Second, func() { _ = syscall.Kill(-srv.Process.Pid, syscall.SIGKILL) })
+		defer late.Stop()
 		_ = srv.Wait()
 	})
 	m := haengine.Monitor{Kind: haengine.MonitorPostgres, Port: port, Database: "postgres", User: "postgres", Query: "select 1", Expect: "1"}
