@@ -200,8 +200,8 @@ func (x *task) end(err error) {
 			v.State, v.Problem = "failed", api.ProblemOf(err)
 			v.Text = v.Problem.Title
 		}
+		close(x.done) // before anybody is told: who sees the end may begin the same again
 	})
-	close(x.done)
 }
 
 // abort is the cause of the end of a task that an operator ended.
