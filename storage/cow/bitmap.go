@@ -18,18 +18,17 @@ func (b *bitmap) has(i uint32) bool {
 	return w < len(b.words) && b.words[w]>>(i%64)&1 == 1
 }
 
-// set adds i and says whether it was new.
-func (b *bitmap) set(i uint32) bool {
+// set adds i.
+func (b *bitmap) set(i uint32) {
 	w := int(i / 64)
 	if w >= len(b.words) {
 		b.words = append(b.words, make([]uint64, w+1-len(b.words))...)
 	}
 	if b.words[w]>>(i%64)&1 == 1 {
-		return false
+		return
 	}
 	b.words[w] |= 1 << (i % 64)
 	b.count++
-	return true
 }
 
 // clear removes i and says whether it was there.

@@ -131,16 +131,12 @@ func (s *Store) checkData(ctx context.Context, name string, done *blockSet, r *R
 }
 
 func (s *Store) checkCluster(d *device, c uint32, buf []byte, done *blockSet, r *Report) error {
-	s.io.RLock()
-	defer s.io.RUnlock()
-	lock := &d.v.stripes[c%stripes]
-	lock.RLock()
-	defer lock.RUnlock()
 	var pieces [maxPieces]piece
-	e, _, err := d.entry(c, &pieces)
+	e, unlock, err := d.hold(c, &pieces)
 	if err != nil {
 		return err
 	}
+	defer unlock()
 	for _, p := range e {
 		for b := range blocksPerCluster {
 			if p.mask>>b&1 == 0 || done.all(p.slot, maskOf(b, b)) {

@@ -58,7 +58,7 @@ func (d *device) discardSpan(sp span) error {
 	if err != nil {
 		return err
 	}
-	rest, _ := e.without(maskOf(b0, b1-1))
+	rest := e.without(maskOf(b0, b1-1))
 	if rest.blocks() == e.blocks() {
 		return nil
 	}

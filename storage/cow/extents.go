@@ -73,20 +73,33 @@ func (s *Store) Verify(ctx context.Context, name string, off, n int64) (Verified
 	return v, err
 }
 
-func (d *device) verifyCluster(c uint32, off, end int64, buf []byte, v *Verified) error {
-	d.s.io.RLock()
-	defer d.s.io.RUnlock()
-	if err := d.s.failure(); err != nil {
-		return err
-	}
+// hold gives the entry of a cluster as it is mapped now, and keeps it and its
+// data from being changed until unlock is called.
+func (d *device) hold(c uint32, buf *[maxPieces]piece) (e entry, unlock func(), err error) {
 	lock := &d.v.stripes[c%stripes]
+	unlock = func() {
+		lock.RUnlock()
+		d.s.io.RUnlock()
+	}
+	d.s.io.RLock()
 	lock.RLock()
-	defer lock.RUnlock()
+	if err = d.s.failure(); err == nil {
+		e, _, err = d.entry(c, buf)
+	}
+	if err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return e, unlock, nil
+}
+
+func (d *device) verifyCluster(c uint32, off, end int64, buf []byte, v *Verified) error {
 	var pieces [maxPieces]piece
-	e, _, err := d.entry(c, &pieces)
+	e, unlock, err := d.hold(c, &pieces)
 	if err != nil {
 		return err
 	}
+	defer unlock()
 	for b := range blocksPerCluster {
 		at := int64(c)*clusterSize + int64(b)*blockSize
 		p, mapped := e.find(b)

@@ -147,7 +147,7 @@ func (s *Store) applyNew(rd *reader, src *volume) error {
 
 // addNew enters a new volume: empty, or with the map of src, which from then on
 // owns nothing of what it has.
-func (s *Store) addNew(sv superVolume, src *volume) *volume {
+func (s *Store) addNew(sv superVolume, src *volume) {
 	s.super.Generation = max(s.super.Generation, sv.Owned)
 	s.super.NextVolume = max(s.super.NextVolume, sv.ID+1)
 	v := newVolume(sv)
@@ -157,7 +157,6 @@ func (s *Store) addNew(sv superVolume, src *volume) *volume {
 		v.blocks = src.blocks
 	}
 	s.add(v)
-	return v
 }
 
 func (s *Store) add(v *volume) {

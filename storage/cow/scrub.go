@@ -181,19 +181,12 @@ func (sc *Scrub) volume(ctx context.Context, name string) error {
 // cluster compares one cluster as it is mapped now, and gives the number of bad
 // blocks in it. At most room of them are put into the report.
 func (sc *Scrub) cluster(d *device, c uint32, room int) (bad int, err error) {
-	d.s.io.RLock()
-	defer d.s.io.RUnlock()
-	if err := d.s.failure(); err != nil {
-		return 0, err
-	}
-	lock := &d.v.stripes[c%stripes]
-	lock.RLock()
-	defer lock.RUnlock()
 	var pieces [maxPieces]piece
-	e, _, err := d.entry(c, &pieces)
+	e, unlock, err := d.hold(c, &pieces)
 	if err != nil {
 		return 0, err
 	}
+	defer unlock()
 	for b := 0; b < blocksPerCluster; {
 		n, p, mapped := e.run(b, blocksPerCluster-1)
 		if !mapped || sc.sound.all(p.slot, maskOf(b, b+n-1)) {

@@ -35,19 +35,15 @@ func (e entry) blocks() int64 {
 	return int64(n)
 }
 
-// without gives e with the blocks of mask removed, and the pieces that have
-// none left.
-func (e entry) without(mask uint16) (rest, gone entry) {
+// without gives e with the blocks of mask removed; a piece that has none left is
+// gone.
+func (e entry) without(mask uint16) (rest entry) {
 	for _, p := range e {
-		left := p.mask &^ mask
-		if left == 0 {
-			gone = append(gone, p)
-			continue
+		if p.mask &^= mask; p.mask != 0 {
+			rest = append(rest, p)
 		}
-		p.mask = left
-		rest = append(rest, p)
 	}
-	return rest, gone
+	return rest
 }
 
 // find gives the piece that holds block b.

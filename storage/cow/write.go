@@ -103,7 +103,7 @@ func (d *device) wholeBlocks(e entry, sp span, p []byte) ([]byte, error) {
 // writeNew writes blocks of a cluster of which the volume owns no piece: into a
 // slot of its own, with all other blocks too when the entry would get too long.
 func (d *device) writeNew(c uint32, e entry, b0 int, p []byte, mask uint16) error {
-	if rest, _ := e.without(mask); len(rest) >= maxPieces {
+	if len(e.without(mask)) >= maxPieces {
 		buf := make([]byte, clusterSize)
 		if err := d.readEntry(e, span{c, 0, clusterSize}, buf); err != nil {
 			return err
@@ -153,7 +153,7 @@ func (s *Store) untakeSlot(slot uint32) {
 // remap logs and sets the entry of cluster c: own, extended by mask, and what
 // the other pieces of e still hold.
 func (d *device) remap(c uint32, e entry, own piece, mask uint16) error {
-	rest, _ := e.without(mask | own.mask)
+	rest := e.without(mask | own.mask)
 	own.mask |= mask
 	return d.setEntry(c, e, append(entry{own}, rest...))
 }
