@@ -193,12 +193,11 @@ func (c *conn) window() (exp, limit uint32) {
 	return c.cmdSN, c.cmdSN + commandWindow - 1 - c.active
 }
 
-// send queues a PDU with status number and window. counted PDUs take a status
-// number, others show the next one.
-func (c *conn) send(h *Header, data []byte, counted bool) {
+// send queues a PDU with window, which takes a status number.
+func (c *conn) send(h *Header, data []byte) {
 	exp, limit := c.window()
 	h.SetWindow(exp, limit)
-	c.tx.put(h, data, counted, true)
+	c.tx.put(h, data, true)
 }
 
 // receive reads and dispatches PDUs until the connection ends.
@@ -368,7 +367,7 @@ func (c *conn) reject(bad *Header, reason byte) {
 	h.SetFlags(0x80)
 	h[2] = reason
 	h.SetTaskTag(ReservedTag)
-	c.send(&h, append([]byte(nil), bad[:]...), true)
+	c.send(&h, append([]byte(nil), bad[:]...))
 }
 
 // protocolError rejects a PDU and ends the connection.

@@ -27,7 +27,7 @@ func (c *conn) taskRequest(h *Header) {
 		r.SetFlags(0x80)
 		r[2] = code
 		r.SetTaskTag(req.TaskTag())
-		c.send(&r, nil, true)
+		c.send(&r, nil)
 		if req.Flags()&0x7f == tmfColdReset && code == tmfComplete {
 			c.lu.unit.powerCycle()
 		}

@@ -10,7 +10,7 @@ func (c *conn) nopOut(h *Header, data []byte) {
 	r.SetLUN(h.LUN())
 	r.SetTaskTag(h.TaskTag())
 	r.SetTransferTag(ReservedTag)
-	c.send(&r, data[:min(len(data), c.params.peerSegment)], true)
+	c.send(&r, data[:min(len(data), c.params.peerSegment)])
 }
 
 func (c *conn) logout(h *Header) error {
@@ -29,7 +29,7 @@ func (c *conn) logout(h *Header) error {
 		return nil
 	}
 	if r[2] != 0 {
-		c.send(&r, nil, true)
+		c.send(&r, nil)
 		return nil
 	}
 	c.batchFor(0).add(&r, nil, c.params.digests, true, true) // serve sends it before it ends
@@ -61,7 +61,7 @@ func (c *conn) text(h *Header, data []byte) error {
 		r.SetFlags(0x40)
 		r.SetTransferTag(1)
 	}
-	c.send(&r, part, true)
+	c.send(&r, part)
 	return nil
 }
 

@@ -260,7 +260,7 @@ func (c *call) changeReservation(r *reservations, do byte, key, action uint64) (
 	if scope != 0 || !known {
 		return check(senseField), nil, false
 	}
-	res, told = r.preempt(c.port, key, action, kind)
+	res, told = r.preempt(c.port, action, kind)
 	return res, told, do == prPreemptAbort
 }
 
@@ -313,7 +313,7 @@ func (r *reservations) others(port string, s sense) map[string]sense {
 
 // preempt removes registrations by key and takes the reservation over where it
 // was theirs (SPC-4, 5.12.11.2.5).
-func (r *reservations) preempt(port string, key, victim uint64, kind byte) (result, map[string]sense) {
+func (r *reservations) preempt(port string, victim uint64, kind byte) (result, map[string]sense) {
 	takeOver := false
 	match := func(g registration) bool { return g.key == victim }
 	switch {

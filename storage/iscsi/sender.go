@@ -84,12 +84,12 @@ func (s *sender) finish() {
 	s.kick()
 }
 
-// put queues a PDU. withStat sets the StatSN field.
-func (s *sender) put(h *Header, data []byte, counted, withStat bool) {
+// put queues a PDU, which takes a status number if it is counted.
+func (s *sender) put(h *Header, data []byte, counted bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.await()
-	s.append(h, data, counted, withStat)
+	s.append(h, data, counted, counted)
 }
 
 // putNow queues a PDU without data, whatever is queued already: what a session

@@ -298,7 +298,7 @@ func (c *conn) respond(t *task, res result) {
 	if res.status == statusCheck {
 		data = append([]byte{0, senseSize}, res.sense.fixed()...)
 	}
-	c.send(&h, data, true)
+	c.send(&h, data)
 }
 
 // dataIn sends the data of a read; with phase collapse the last PDU carries the
@@ -327,7 +327,7 @@ func (c *conn) dataIn(t *task, data []byte, good bool, flags byte, residual int)
 			h.SetFlags(h.Flags() | 0x01 | flags)
 			h.PutUint32(44, uint32(residual))
 		}
-		c.tx.put(&h, data[off:off+n], collapse, collapse)
+		c.tx.put(&h, data[off:off+n], collapse)
 		off += n
 	}
 	return good && len(data) > 0
