@@ -231,25 +231,12 @@ func (c *conn) forgetData(t *task) {
 // wait it takes the time that the disk takes. Unless ok, b has some of them.
 func (c *conn) fill(b *batch, tag uint32, p plain, wait bool) (ok bool, err error) {
 	d := c.params.digests
-	var h Header
-	burst := 0
-	for off, sn := 0, uint32(0); off < p.size; sn++ {
-		n := min(p.size-off, c.params.peerSegment, c.params.maxBurst-burst)
-		last := off+n == p.size
-		burst += n
-		h = Header{}
-		h.SetOpcode(OpDataIn, false)
-		if last || burst == c.params.maxBurst {
-			h.SetFlags(0x80)
-			burst = 0
-		}
+	for s := (segments{tag: tag, size: p.size}); s.off < s.size; {
+		off := s.off
+		h, n, last := s.next(&c.params)
 		if last {
 			h.SetFlags(0x81) // phase collapse: status good
 		}
-		h.SetTaskTag(tag)
-		h.SetTransferTag(ReservedTag)
-		h.PutUint32(36, sn)
-		h.PutUint32(40, uint32(off))
 		if !b.room(n) {
 			return false, nil
 		}
@@ -262,7 +249,6 @@ func (c *conn) fill(b *batch, tag uint32, p plain, wait bool) (ok bool, err erro
 			return false, err
 		}
 		b.end(d)
-		off += n
 	}
 	return true, nil
 }

@@ -301,25 +301,41 @@ func (c *conn) respond(t *task, res result) {
 	c.send(&h, data)
 }
 
+// segments cuts the data of a read into Data-In PDUs (RFC 7143, 11.7).
+type segments struct {
+	tag   uint32
+	size  int // of all data
+	sn    uint32
+	off   int // of the next PDU's data
+	burst int
+}
+
+// next gives the header of the next PDU and the length of its data; the caller
+// adds the status to the last.
+func (s *segments) next(p *params) (h Header, n int, last bool) {
+	n = min(s.size-s.off, p.peerSegment, p.maxBurst-s.burst)
+	last = s.off+n == s.size
+	s.burst += n
+	h.SetOpcode(OpDataIn, false)
+	if last || s.burst == p.maxBurst {
+		h.SetFlags(0x80)
+		s.burst = 0
+	}
+	h.SetTaskTag(s.tag)
+	h.SetTransferTag(ReservedTag)
+	h.PutUint32(36, s.sn)
+	h.PutUint32(40, uint32(s.off))
+	s.sn++
+	s.off += n
+	return h, n, last
+}
+
 // dataIn sends the data of a read; with phase collapse the last PDU carries the
 // status. It says whether it did.
 func (c *conn) dataIn(t *task, data []byte, good bool, flags byte, residual int) bool {
-	var h Header
-	burst := 0
-	for off, sn := 0, uint32(0); off < len(data); sn++ {
-		n := min(len(data)-off, c.params.peerSegment, c.params.maxBurst-burst)
-		last := off+n == len(data)
-		burst += n
-		h = Header{}
-		h.SetOpcode(OpDataIn, false)
-		if last || burst == c.params.maxBurst {
-			h.SetFlags(0x80)
-			burst = 0
-		}
-		h.SetTaskTag(t.tag)
-		h.SetTransferTag(ReservedTag)
-		h.PutUint32(36, sn)
-		h.PutUint32(40, uint32(off))
+	for s := (segments{tag: t.tag, size: len(data)}); s.off < s.size; {
+		off := s.off
+		h, n, last := s.next(&c.params)
 		exp, limit := c.window()
 		h.SetWindow(exp, limit)
 		collapse := last && good
@@ -328,7 +344,6 @@ func (c *conn) dataIn(t *task, data []byte, good bool, flags byte, residual int)
 			h.PutUint32(44, uint32(residual))
 		}
 		c.tx.put(&h, data[off:off+n], collapse)
-		off += n
 	}
 	return good && len(data) > 0
 }
