@@ -8,12 +8,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"hotspare"
 )
@@ -34,7 +37,40 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if len(os.Args) == 3 && os.Args[1] == "leaderless" {
+		leaveLeaderless(os.Args[2])
+	}
 	goleak.VerifyTestMain(m)
+}
+
+// leaveLeaderless ends the process's first thread and goes on in others, as a
+// killed process does while one of its threads waits for the disk; then it makes
+// the file.
+func leaveLeaderless(file string) {
+	go func() {
+		for {
+			b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(os.Getpid()), "stat"))
+			if err == nil && strings.Contains(string(b), ") Z ") {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			slog.Error("leaderless", "err", err)
+			os.Exit(1)
+		}
+		time.Sleep(time.Hour)
+	}()
+	for {
+		go func() {
+			runtime.LockOSThread() // those that are not the first stay where they are
+			if unix.Gettid() == os.Getpid() {
+				_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
+			}
+			select {}
+		}()
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // up makes a lab of two machines that is gone after the test.
@@ -454,6 +490,38 @@ func TestProcessIsKnownAgainAndNoOtherIsTakenForIt(t *testing.T) {
 	}
 	if err := p.Stop(t.Context(), time.Second); err != nil {
 		t.Fatalf("a second stop: %v", err)
+	}
+}
+
+// A killed process whose first thread is gone still holds its files and locks until
+// the last one is: who starts the next one then finds the store in use.
+func TestAProcessLivesUntilItsLastThreadHasEnded(t *testing.T) {
+	dir := t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaderless := filepath.Join(dir, "leaderless")
+	p, err := StartProcess(t.Context(), ProcessOptions{Name: "leaderless", Dir: dir, Args: []string{self, "leaderless", leaderless}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(leaderless); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("its first thread does not end: %s", tail(filepath.Join(dir, "leaderless.log"), 5))
+		}
+	}
+	if !p.Alive() {
+		t.Error("it is said to have ended while threads of it run")
+	}
+	if err := p.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(p.PID), "task")); err == nil && len(left) > 1 {
+		t.Errorf("killed and awaited, it has %d threads", len(left))
 	}
 }
 

@@ -135,7 +135,8 @@ func processes(dir string) ([]*Process, error) {
 	return all, errors.Join(errs...)
 }
 
-// Alive says whether this very process still runs; a zombie does not.
+// Alive says whether this very process still runs, be it with one thread of many;
+// a zombie does not.
 func (p *Process) Alive() bool {
 	now, err := describe(p.PID)
 	return err == nil && now.Start == p.Start && now.BootID == p.BootID
@@ -224,7 +225,10 @@ func describe(pid int) (*Process, error) {
 	if len(f) < 20 {
 		return nil, fmt.Errorf("stat of pid %d is short", pid)
 	}
-	if f[0] == "Z" || f[0] == "X" {
+	// The state is that of the first thread, which is a zombie while others still
+	// wait for the disk and hold the process's files and locks: the process has
+	// ended when no other is left (field 20, num_threads).
+	if alone := f[17] == "0" || f[17] == "1"; f[0] == "X" || f[0] == "Z" && alone {
 		return nil, fmt.Errorf("pid %d has ended", pid)
 	}
 	start, err := strconv.ParseUint(f[19], 10, 64)
