@@ -17,15 +17,25 @@ const (
 	// Network services.
 	CodePortTaken    Code = "NET-001" // a port is held by another process
 	CodeForeignDHCP  Code = "NET-002" // another DHCP server answers on the segment
+	CodeOfferIgnored Code = "NET-003" // a machine asks by DHCP and does not take the offer
 	CodeAddressInUse Code = "NET-004" // an application's address answers already
 	CodeNoTun        Code = "NET-005" // /dev/net/tun is missing or closed
 	CodeNoInterface  Code = "NET-006" // a configured interface or address does not exist
+	CodePoolEmpty    Code = "NET-007" // no address is free for a machine
 
 	// Boot.
 	CodeArchMismatch Code = "BOOT-010" // firmware and image are of different architectures
+	CodeTransfer     Code = "BOOT-011" // a boot file stalls, is sent again and again, or stops
+	CodeLoaderSilent Code = "BOOT-012" // the boot loader was fetched and nothing came of it
 	CodeNoAssignment Code = "BOOT-013" // the machine is unknown or nothing is assigned to it
 	CodeBootToken    Code = "BOOT-015" // a boot path was asked for without a live token
 	CodeInitramfs    Code = "BOOT-016" // the initramfs cannot be built
+	CodeLinkLate     Code = "BOOT-017" // the network forwards long after the link is up
+	CodeBootLoop     Code = "BOOT-018" // a machine boots again and again
+	CodeNeverAsked   Code = "BOOT-019" // a machine was powered on and did not boot from the network
+	CodeScriptEnds   Code = "BOOT-020" // the script was fetched, the kernel was not
+	CodeKernelSilent Code = "BOOT-021" // the kernel was fetched, the agent was not heard
+	CodeBootSlow     Code = "BOOT-022" // a step of the boot takes long for a reason that can be mended
 
 	// BMC.
 	CodeBMCUnreachable Code = "BMC-020" // no answer
