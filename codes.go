@@ -78,6 +78,10 @@ const (
 	CodeTokenReused  Code = "AGT-051" // a one-time token was presented twice
 	CodeOnlineFailed Code = "AGT-052" // a resource did not come online
 	CodeNotBlank     Code = "AGT-053" // a volume to be formatted holds data
+	CodeWrongKernel  Code = "AGT-054" // the node runs another kernel than the image needs
+	CodeKexec        Code = "AGT-055" // the running kernel does not execute another one
+	CodeDiskChoice   Code = "AGT-056" // the local disk is not described by exactly one, or must not be overwritten
+	CodeTransfer     Code = "AGT-057" // contents did not arrive, or differ from their digest
 
 	// Lab and host.
 	CodeMissingTool Code = "LAB-060" // a program or package is missing
