@@ -81,7 +81,7 @@ const (
 	CodeWrongKernel  Code = "AGT-054" // the node runs another kernel than the image needs
 	CodeKexec        Code = "AGT-055" // the running kernel does not execute another one
 	CodeDiskChoice   Code = "AGT-056" // the local disk is not described by exactly one, or must not be overwritten
-	CodeTransfer     Code = "AGT-057" // contents did not arrive, or differ from their digest
+	CodeContents     Code = "AGT-057" // contents did not arrive, or differ from their digest
 
 	// Lab and host.
 	CodeMissingTool Code = "LAB-060" // a program or package is missing
