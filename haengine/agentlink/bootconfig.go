@@ -14,7 +14,8 @@ type BootMode string
 // The boot modes.
 const (
 	ModeStart     BootMode = "start"     // a claim follows
-	ModeDiscovery BootMode = "discovery" // inventory only
+	ModeDiscovery BootMode = "discovery" // inventory only; without a token the node announces itself
+	ModeStandby   BootMode = "standby"   // parked until a claim or a kexec comes, for any application; the epoch is 0
 )
 
 // BootConfigPath is where the per-boot archive puts the boot configuration in
@@ -67,8 +68,10 @@ func (c BootConfig) validate() error {
 		return fmt.Errorf("agentlink: %s names no appliance", BootConfigPath)
 	case c.CA == "":
 		return fmt.Errorf("agentlink: %s holds no CA", BootConfigPath)
-	case c.Mode != ModeStart && c.Mode != ModeDiscovery:
+	case c.Mode != ModeStart && c.Mode != ModeDiscovery && c.Mode != ModeStandby:
 		return fmt.Errorf("agentlink: %s: mode %q", BootConfigPath, c.Mode)
+	case c.Mode == ModeStandby && c.Epoch != 0:
+		return fmt.Errorf("agentlink: %s: a standby boot is for no grant, but has epoch %d", BootConfigPath, c.Epoch)
 	}
 	return nil
 }

@@ -25,6 +25,9 @@ const (
 	KindResult       Kind = "result"       // node -> appliance: the answer to Order
 	KindReport       Kind = "report"       // node -> appliance: a resource changed its state
 	KindSample       Kind = "sample"       // node -> appliance: a monitor looked from the node
+	KindProgress     Kind = "progress"     // node -> appliance: how far a long order is
+	KindAnnounce     Kind = "announce"     // node -> appliance: after Hello, of a node that has no token
+	KindNoted        Kind = "noted"        // appliance -> node: the answer to Announce; the connection ends
 )
 
 // Hello opens every connection.
@@ -32,19 +35,6 @@ type Hello struct {
 	Software string `json:"software"` // version of the agent, for display
 	Node     string `json:"node"`     // as the node's boot.json says; the certificate or the token decides
 	BootID   string `json:"bootId"`   // /proc/sys/kernel/random/boot_id
-}
-
-// Facts are what the agent found on its node.
-type Facts struct {
-	UUID      string   `json:"uuid"` // /sys/class/dmi/id/product_uuid, lower case; empty where there is none
-	Serial    string   `json:"serial,omitempty"`
-	MACs      []string `json:"macs"` // lower case, the one that booted first
-	Address   string   `json:"address,omitempty"`
-	CPUs      int      `json:"cpus"`
-	MemoryMiB int      `json:"memoryMiB"`
-	Arch      string   `json:"arch"` // GOARCH word
-	Kernel    string   `json:"kernel"`
-	BootID    string   `json:"bootId"`
 }
 
 // Join asks for a certificate.
@@ -121,6 +111,7 @@ const (
 	PhaseReleased  Phase = "released"  // stopped, unmounted, address removed, logged out
 	PhaseFailed    Phase = "failed"    // the claim failed; nothing is online
 	PhaseDropping  Phase = "dropping"  // self-fencing
+	PhaseLeaving   Phase = "leaving"   // parked, and about to execute another kernel or to end this boot
 )
 
 // Heartbeat says that the agent lives and what it carries. App is empty while
@@ -132,7 +123,13 @@ type Heartbeat struct {
 	Epoch     uint64     `json:"epoch,omitempty"`
 	Resources []Resource `json:"resources,omitempty"`
 	Metrics   Metrics    `json:"metrics"`
+
+	Health    *Health  `json:"health,omitempty"`    // in the first heartbeat of a connection and in every HealthEvery-th
+	Preloaded []string `json:"preloaded,omitempty"` // SHA-256 of the artefacts that are in the node's memory, while parked
 }
+
+// HealthEvery says in which heartbeats the node's health stands.
+const HealthEvery = 10
 
 // Metrics are a few figures of the node.
 type Metrics struct {
@@ -156,6 +153,12 @@ type HeartbeatAck struct {
 	Lease   haengine.Duration `json:"lease"`
 	Epoch   uint64            `json:"epoch"`             // the durable epoch of the app
 	Reports uint64            `json:"reports,omitempty"` // highest Report.Seq handled on this connection; filled in by the server
+
+	// Over tells of grants that ended: every epoch of the application below
+	// the number is over. The node refuses orders of one from then on, and
+	// gives up what it is doing under one. It is how a parked node learns that
+	// its way was superseded.
+	Over map[string]uint64 `json:"over,omitempty"`
 }
 
 // Report says that a resource changed its state. A report is sent again after
@@ -181,4 +184,28 @@ type Sample struct {
 	Why           string `json:"why,omitempty"`
 	LatencyMicros int64  `json:"latencyMicros"`
 	UpMillis      int64  `json:"upMillis"`
+}
+
+// Progress tells how far an order is that takes long. It is lost with the link,
+// and the next one tells more.
+type Progress struct {
+	OrderID  string `json:"orderId"`
+	Step     string `json:"step"`  // e.g. "write", "verify"
+	Done     int64  `json:"done"`  // bytes
+	Total    int64  `json:"total"` // bytes; 0: unknown
+	Why      string `json:"why,omitempty"`
+	UpMillis int64  `json:"upMillis"`
+}
+
+// Announce are the claims of a node that has no token: nobody has approved it.
+// They are worth nothing but to be shown to an operator.
+type Announce struct {
+	Facts Facts `json:"facts"`
+}
+
+// Noted answers Announce. It gives nothing away.
+type Noted struct {
+	Again haengine.Duration `json:"again"` // announce again after this time
+	Boot  bool              `json:"boot"`  // the node was approved: boot again, for a token
+	Why   string            `json:"why,omitempty"`
 }

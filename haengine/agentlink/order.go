@@ -10,19 +10,23 @@ import (
 	"hotspare/haengine"
 )
 
-// Order is a command to one boot of one node. Exactly one of Claim, Release,
-// Drop and Power is set. The same id is the same order: an agent that gets it
-// again answers with the result it has.
+// Order is a command to one boot of one node. Exactly one of the commands is
+// set. The same id is the same order: an agent that gets it again answers with
+// the result it has.
 type Order struct {
 	ID     string `json:"id"`
 	BootID string `json:"bootId"`          // an order for another boot is refused
-	App    string `json:"app,omitempty"`   // empty for Power
+	App    string `json:"app,omitempty"`   // needed by Claim, Release and Drop
 	Epoch  uint64 `json:"epoch,omitempty"` // an order below the highest epoch seen for App is refused
 
 	Claim   *Claim   `json:"claim,omitempty"`
 	Release *Release `json:"release,omitempty"`
 	Drop    *Drop    `json:"drop,omitempty"`
 	Power   *Power   `json:"power,omitempty"`
+	Preload *Preload `json:"preload,omitempty"`
+	Kexec   *Kexec   `json:"kexec,omitempty"`
+	Install *Install `json:"install,omitempty"`
+	Wipe    *Wipe    `json:"wipe,omitempty"`
 }
 
 // Claim makes the node carry an application under the order's epoch: log in to
@@ -31,7 +35,7 @@ type Order struct {
 type Claim struct {
 	Application haengine.Application `json:"application"`
 	Image       Image                `json:"image"`
-	Volumes     []Volume             `json:"volumes"` // the root volume and each of the application's
+	Volumes     []Volume             `json:"volumes"` // each of the application's, and the root volume where the image has one
 	Lease       LeasePolicy          `json:"lease"`
 }
 
@@ -40,6 +44,17 @@ type Image struct {
 	RootFS        string `json:"rootFs"`         // e.g. ext4
 	RootPartition int    `json:"rootPartition"`  // 0: the whole disk
 	Init          string `json:"init,omitempty"` // empty: /sbin/init
+
+	// Kernel is the release whose modules the image has. A node that runs
+	// another kernel refuses the claim with CodeWrongKernel. Empty: any.
+	Kernel string `json:"kernel,omitempty"`
+	// Process says that the image is one process: it has no init. The agent
+	// stays PID 1 and runs the process and script resources itself.
+	Process bool `json:"process,omitempty"`
+
+	Root  RootSource `json:"root,omitempty"`
+	RAM   *Artefact  `json:"ram,omitempty"`   // with RootInRAM
+	Local *Local     `json:"local,omitempty"` // with RootInSlot and RootOnDisk
 }
 
 // Volume is one log-in. Secret prints and marshals as "[secret]"; only
@@ -130,7 +145,7 @@ func (o Order) Validate() error {
 		return errors.New("agentlink: an order needs an id and a boot id")
 	}
 	n := 0
-	for _, set := range []bool{o.Claim != nil, o.Release != nil, o.Drop != nil, o.Power != nil} {
+	for _, set := range []bool{o.Claim != nil, o.Release != nil, o.Drop != nil, o.Power != nil, o.Preload != nil, o.Kexec != nil, o.Install != nil, o.Wipe != nil} {
 		if set {
 			n++
 		}
@@ -138,12 +153,43 @@ func (o Order) Validate() error {
 	if n != 1 {
 		return fmt.Errorf("agentlink: order %s holds %d commands instead of one", o.ID, n)
 	}
-	if o.Power != nil {
-		if o.Power.Action != PowerOff && o.Power.Action != PowerReboot {
-			return fmt.Errorf("agentlink: order %s: power action %q", o.ID, o.Power.Action)
-		}
-		return nil
+	if o.Claim != nil || o.Release != nil || o.Drop != nil {
+		return o.validateGranted()
 	}
+	if err := o.validateFree(); err != nil {
+		return fmt.Errorf("agentlink: order %s: %w", o.ID, err)
+	}
+	return nil
+}
+
+// validateFree checks the orders that need no grant.
+func (o Order) validateFree() error {
+	if o.App == "" && o.Epoch != 0 {
+		return errors.New("an epoch without an application")
+	}
+	switch {
+	case o.Preload != nil:
+		return o.Preload.validate()
+	case o.Kexec != nil:
+		if (o.App == "") != (o.Epoch == 0) {
+			return errors.New("a kexec carries application and epoch, or neither")
+		}
+		return o.Kexec.validate()
+	case o.Install != nil:
+		if o.App == "" {
+			return errors.New("an installation is for an application")
+		}
+		return o.Install.validate()
+	case o.Wipe != nil:
+		return o.Wipe.validate()
+	case o.Power.Action != PowerOff && o.Power.Action != PowerReboot:
+		return fmt.Errorf("power action %q", o.Power.Action)
+	}
+	return nil
+}
+
+// validateGranted checks the orders about a grant.
+func (o Order) validateGranted() error {
 	if o.App == "" || o.Epoch == 0 {
 		return fmt.Errorf("agentlink: order %s needs an application and an epoch", o.ID)
 	}
@@ -170,8 +216,11 @@ func (c Claim) validate(o Order) error {
 			return fmt.Errorf("agentlink: order %s: volume %s lacks portal, IQN or initiator name", o.ID, v.Name)
 		}
 	}
-	if !have[RootVolume] {
-		return fmt.Errorf("agentlink: order %s: no volume %q", o.ID, RootVolume)
+	if err := c.Image.validate(); err != nil {
+		return fmt.Errorf("agentlink: order %s: %w", o.ID, err)
+	}
+	if (c.Image.Root == RootOnVolume) != have[RootVolume] {
+		return fmt.Errorf("agentlink: order %s: the image's root is %q, volume %q is there: %v", o.ID, c.Image.Root, RootVolume, have[RootVolume])
 	}
 	for _, v := range c.Application.Volumes {
 		if !have[v.Name] {
@@ -192,12 +241,20 @@ type wireClaim struct {
 	Volumes []wireVolume `json:"volumes"`
 }
 
+// wireKexec is a Kexec with its join archive in clear, for the TLS link only.
+type wireKexec struct {
+	Kexec
+	Join []byte `json:"join"`
+}
+
 type wireOrder struct {
 	Order
 	Claim *wireClaim `json:"claim,omitempty"`
+	Kexec *wireKexec `json:"kexec,omitempty"`
 }
 
-// EncodeOrder gives the frame of an order, with the volumes' secrets in clear.
+// EncodeOrder gives the frame of an order, with the volumes' secrets and the
+// join archive in clear.
 func EncodeOrder(o Order) ([]byte, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
@@ -208,6 +265,9 @@ func EncodeOrder(o Order) ([]byte, error) {
 		for _, v := range o.Claim.Volumes {
 			w.Claim.Volumes = append(w.Claim.Volumes, wireVolume{Volume: v, Secret: v.Secret.Reveal()})
 		}
+	}
+	if o.Kexec != nil {
+		w.Kexec = &wireKexec{Kexec: *o.Kexec, Join: []byte(o.Kexec.Join.Reveal())}
 	}
 	return encode(KindOrder, w)
 }
@@ -228,6 +288,11 @@ func DecodeOrder(e Envelope) (Order, error) {
 			c.Volumes = append(c.Volumes, volume)
 		}
 		o.Claim = &c
+	}
+	if w.Kexec != nil {
+		k := w.Kexec.Kexec
+		k.Join = hotspare.NewSecret(string(w.Kexec.Join))
+		o.Kexec = &k
 	}
 	if err := o.Validate(); err != nil {
 		return Order{}, fmt.Errorf("%w: %w", ErrFrameBody, err)

@@ -110,6 +110,7 @@ type Client struct {
 	nextRep uint64
 	poke    chan struct{} // asks for a heartbeat at once
 	acked   chan struct{} // closed and made anew when reports were acknowledged
+	leaving bool          // Leave was called: the link is not opened again
 }
 
 // New makes a client. The key is made here and never leaves memory.
@@ -180,6 +181,9 @@ func (c *Client) Run(ctx context.Context) error {
 	for {
 		start := c.opt.Now()
 		err := c.session(ctx, &wg)
+		if c.hasLeft() {
+			<-ctx.Done()
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -209,18 +213,51 @@ func (c *Client) joined() bool {
 	return c.cert != nil
 }
 
+func (c *Client) hasLeft() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leaving
+}
+
+// IsRefusal says whether a State's error is the appliance's own word that it
+// does not know this boot, as opposed to a link that is down.
+func IsRefusal(err error) bool {
+	var refused *refusedError
+	var alert tls.AlertError
+	return errors.As(err, &refused) && !refused.Retry || errors.As(err, &alert)
+}
+
 // refusedError is the appliance's Refused.
 type refusedError struct{ agentlink.Refused }
 
 func (e *refusedError) Error() string { return string(e.Code) + ": " + e.Why }
 
 // connect opens the link: TLS with the pinned CA, hello, and join or welcome.
-func (c *Client) connect(ctx context.Context) (conn *tls.Conn, clock time.Time, err error) {
+func (c *Client) connect(ctx context.Context) (*tls.Conn, time.Time, error) {
+	conn, e, err := c.open(ctx, func(conn net.Conn) error {
+		if c.joined() {
+			return nil
+		}
+		return c.sendJoin(conn)
+	})
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	clock, err := c.admitted(e)
+	if err != nil {
+		_ = conn.Close()
+		return nil, time.Time{}, err
+	}
+	return conn, clock, nil
+}
+
+// open connects, says hello, asks and reads the answer.
+func (c *Client) open(ctx context.Context, ask func(net.Conn) error) (conn *tls.Conn, answer agentlink.Envelope, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opt.DialTimeout)
 	defer cancel()
 	raw, err := c.opt.Dial(ctx, "tcp", c.opt.Addr)
 	if err != nil {
-		return nil, clock, err
+		return nil, answer, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -231,23 +268,17 @@ func (c *Client) connect(ctx context.Context) (conn *tls.Conn, clock time.Time, 
 	}()
 	conn = tls.Client(raw, c.tlsConfig())
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, clock, fmt.Errorf("tls: %w", err)
+		return nil, answer, fmt.Errorf("tls: %w", err)
 	}
 	hello := agentlink.Hello{Software: c.opt.Software, Node: c.Node(), BootID: c.opt.Facts.BootID}
 	if err := write(conn, agentlink.KindHello, hello); err != nil {
-		return nil, clock, err
+		return nil, answer, err
 	}
-	if !c.joined() {
-		if err := c.sendJoin(conn); err != nil {
-			return nil, clock, err
-		}
+	if err := ask(conn); err != nil {
+		return nil, answer, err
 	}
-	e, err := agentlink.Read(conn, agentlink.MaxJoinFrame)
-	if err != nil {
-		return nil, clock, err
-	}
-	clock, err = c.admitted(e)
-	return conn, clock, err
+	answer, err = agentlink.Read(conn, agentlink.MaxJoinFrame)
+	return conn, answer, err
 }
 
 func (c *Client) tlsConfig() *tls.Config {
@@ -264,7 +295,7 @@ func (c *Client) csr() ([]byte, error) {
 	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, c.key)
 }
 
-func (c *Client) sendJoin(conn *tls.Conn) error {
+func (c *Client) sendJoin(conn net.Conn) error {
 	csr, err := c.csr()
 	if err != nil {
 		return err

@@ -25,6 +25,7 @@ type link struct {
 	out  chan []byte
 	done chan struct{}
 	once sync.Once
+	gone chan struct{} // closed when the reader has ended
 }
 
 // close ends the link; the reader and the writer notice.
@@ -53,6 +54,10 @@ func (l *link) write() {
 	for {
 		select {
 		case frame := <-l.out:
+			if frame == nil { // of finish: nothing follows
+				_ = l.conn.CloseWrite()
+				return
+			}
 			_ = l.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 			if _, err := l.conn.Write(frame); err != nil {
 				l.close()
@@ -70,7 +75,7 @@ func (c *Client) session(ctx context.Context, wg *sync.WaitGroup) error {
 	if err != nil {
 		return err
 	}
-	l := &link{conn: conn, out: make(chan []byte, 256), done: make(chan struct{})}
+	l := &link{conn: conn, out: make(chan []byte, 256), done: make(chan struct{}), gone: make(chan struct{})}
 	defer l.close()
 	stop := context.AfterFunc(ctx, l.close)
 	defer stop()
@@ -87,6 +92,7 @@ func (c *Client) session(ctx context.Context, wg *sync.WaitGroup) error {
 	defer c.detach(l)
 	own.Go(func() { c.beat(l, beats) })
 	err = c.read(ctx, l, beats, wg)
+	close(l.gone)
 	l.close()
 	return err
 }
@@ -145,6 +151,9 @@ func (c *Client) beat(l *link, b *beats) {
 	for {
 		h := c.opt.Beat()
 		h.Seq = b.stamp(c.opt.Now()) // before it is queued: the lease counts from here
+		if h.Seq%agentlink.HealthEvery != 1 {
+			h.Health = nil
+		}
 		if err := l.send(agentlink.KindHeartbeat, h); err != nil {
 			return
 		}
@@ -192,6 +201,9 @@ func (c *Client) read(ctx context.Context, l *link, b *beats, wg *sync.WaitGroup
 				return err
 			}
 			c.reportsSeen(ack.Reports)
+			for app, epoch := range ack.Over {
+				c.gate.Saw(app, epoch)
+			}
 			if sent, ok := b.take(ack.Seq); ok {
 				c.opt.Acked(sent, ack)
 			}

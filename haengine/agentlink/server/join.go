@@ -54,6 +54,9 @@ func (s *Server) join(ctx context.Context, conn *tls.Conn, hello agentlink.Hello
 	if err != nil {
 		return nil, s.refuseBroken(conn, err)
 	}
+	if e.Kind == agentlink.KindAnnounce && s.opt.Announced != nil {
+		return nil, s.announced(ctx, conn, hello, e)
+	}
 	if e.Kind != agentlink.KindJoin {
 		return nil, s.refuse(conn, hotspare.CodeJoinRefused, "a peer without a certificate can only join", false,
 			fmt.Errorf("got %q", e.Kind))
@@ -62,6 +65,7 @@ func (s *Server) join(ctx context.Context, conn *tls.Conn, hello agentlink.Hello
 	if err != nil {
 		return nil, s.refuse(conn, hotspare.CodeJoinRefused, "the join is malformed", false, err)
 	}
+	j.Facts = j.Facts.Bounded()
 	token, err := hex.DecodeString(j.Token)
 	if err != nil || len(token) != 32 {
 		return nil, s.refuse(conn, hotspare.CodeJoinRefused, "the join carries no token of 256 bits", false, nil)

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -77,10 +78,19 @@ type Options struct {
 	Handler  Handler
 	Reused   func(ctx context.Context, r Reuse) // a token came twice; may be nil
 
+	// Announced is told of a node without a token, at most once per
+	// AnnouncePause and address. All that it says is a claim. May be nil; then
+	// such a node is refused.
+	Announced func(ctx context.Context, a Announcement) agentlink.Noted
+	// Progress is told how far a long order is; may be nil. It must return
+	// quickly.
+	Progress func(ctx context.Context, s Session, p agentlink.Progress)
+
 	CertLifetime   time.Duration // of a node's certificate; default 24 h, renewed over the link
 	JoinTimeout    time.Duration // for handshake, hello and join together; default 15 s
 	IdleTimeout    time.Duration // without any frame from a node; default 10 s
 	ReconnectGrace time.Duration // Send waits this long for an absent session; default 10 s
+	AnnouncePause  time.Duration // between announcements of one address; default 5 s
 	MaxPending     int           // connections that have not yet proven who they are; default 128
 	Log            *slog.Logger
 }
@@ -90,11 +100,15 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.JoinTimeout, 15*time.Second)
 	setDefault(&o.IdleTimeout, 10*time.Second)
 	setDefault(&o.ReconnectGrace, 10*time.Second)
+	setDefault(&o.AnnouncePause, 5*time.Second)
 	if o.MaxPending == 0 {
 		o.MaxPending = 128
 	}
 	if o.Reused == nil {
 		o.Reused = func(context.Context, Reuse) {}
+	}
+	if o.Progress == nil {
+		o.Progress = func(context.Context, Session, agentlink.Progress) {}
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -131,6 +145,7 @@ type Server struct {
 	arrivals chan struct{} // closed and made anew when a session arrives
 	facts    map[agentlink.Identity]agentlink.Facts
 	joins    joinMemory
+	heard    map[netip.Addr]time.Time // when an address last announced a node
 	waiting  map[orderKey]*waiting
 	closed   bool
 }
@@ -158,6 +173,7 @@ func New(opt Options) (*Server, error) {
 		arrivals: make(chan struct{}),
 		facts:    map[agentlink.Identity]agentlink.Facts{},
 		waiting:  map[orderKey]*waiting{},
+		heard:    map[netip.Addr]time.Time{},
 	}
 	if s.listener == nil {
 		if s.listener, err = net.Listen("tcp", opt.Addr); err != nil {

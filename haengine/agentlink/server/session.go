@@ -39,6 +39,10 @@ func (s *Server) handle(ctx context.Context, raw net.Conn, proven func()) {
 		return
 	}
 	sess, err := s.admit(ctx, conn)
+	if errors.Is(err, errAnnounced) {
+		log.Debug("node without a token", "err", err)
+		return
+	}
 	if err != nil {
 		log.Warn("node refused", "err", err)
 		return
@@ -192,6 +196,12 @@ func (s *Server) dispatch(ctx context.Context, sess *session, e agentlink.Envelo
 			return err
 		}
 		s.settle(sess.id, r)
+	case agentlink.KindProgress:
+		p, err := agentlink.Decode[agentlink.Progress](e)
+		if err != nil {
+			return err
+		}
+		s.opt.Progress(ctx, sess.info, p)
 	case agentlink.KindRenew:
 		return s.renew(sess, e)
 	default:
