@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"hotspare"
 	"hotspare/boot"
@@ -240,34 +239,6 @@ func TestWhatRunsWhere(t *testing.T) {
 		if got := c.arch.Runs(c.cpu); got != c.want {
 			t.Errorf("%s runs %q: %v", c.arch, c.cpu, got)
 		}
-	}
-}
-
-func TestRecorderIsBounded(t *testing.T) {
-	rec := boot.NewRecorder(3, 4)
-	at := time.Unix(0, 0)
-	rec.Record(boot.Entry{At: at, MAC: n1, Node: "n1", Request: "first"})
-	for i := range 100 { // a flood of invented addresses
-		rec.Record(boot.Entry{At: at, MAC: boot.MAC{2, 0, 0, 0, 0, byte(i + 1)}, Request: "flood"})
-	}
-	for range 4 {
-		rec.Record(boot.Entry{At: at, MAC: n1, Request: "more"})
-	}
-	rec.Record(boot.Entry{At: at, Request: "no address"})
-	if n := len(rec.Machines()); n != 4 {
-		t.Errorf("%d machines kept, want 4", n)
-	}
-	trace, ok := rec.Trace(n1)
-	if !ok || trace.Node != "n1" || len(trace.Entries) != 3 || trace.Dropped != 2 {
-		t.Errorf("the flood pushed out a known machine: %v %+v", ok, trace)
-	}
-	if m := rec.Machines()[0]; m.MAC != n1 || m.Node != "n1" {
-		t.Errorf("the latest machine is %+v", m)
-	}
-	var none *boot.Recorder
-	none.Record(boot.Entry{MAC: n1})
-	if _, ok := none.Trace(n1); ok || none.Machines() != nil {
-		t.Error("a nil recorder keeps something")
 	}
 }
 
