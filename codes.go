@@ -22,6 +22,7 @@ const (
 	CodeNoTun        Code = "NET-005" // /dev/net/tun is missing or closed
 	CodeNoInterface  Code = "NET-006" // a configured interface or address does not exist
 	CodePoolEmpty    Code = "NET-007" // no address is free for a machine
+	CodeDHCPRefuses  Code = "NET-008" // DHCP turns unknown machines away: too many of them
 
 	// Boot.
 	CodeArchMismatch Code = "BOOT-010" // firmware and image are of different architectures
