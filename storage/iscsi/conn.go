@@ -10,6 +10,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -18,7 +19,8 @@ type conn struct {
 	t    *Target
 	nc   net.Conn
 	r    *bufio.Reader
-	done chan struct{} // closed when nothing of the connection runs any more
+	raw  syscall.RawConn // of nc; nil if it has none
+	done chan struct{}   // closed when nothing of the connection runs any more
 
 	nexus     nexus
 	discovery bool
@@ -29,8 +31,9 @@ type conn struct {
 	heard    atomic.Int64 // when the peer was last heard, unix nanoseconds
 	textRest []byte       // of a text answer that did not fit; reader only
 
-	tx  sender
-	out *batch // answers of the hot path that are not sent yet; receiving goroutine only
+	tx    sender
+	eager eager  // receiving goroutine only
+	out   *batch // answers of the hot path that are not sent yet; receiving goroutine only
 	// missed are small reads that have to wait for the disk; receiving goroutine only.
 	missed []*task
 
@@ -57,6 +60,10 @@ func newConn(t *Target, nc net.Conn) *conn {
 		t: t, nc: nc, done: make(chan struct{}),
 		params: defaultParams(), tasks: map[uint32]*task{}, big: make(chan struct{}, bigReads), managing: make(chan struct{}, maxManaging),
 	}
+	if sc, ok := nc.(syscall.Conn); ok {
+		c.raw, _ = sc.SyscallConn()
+	}
+	c.eager = eager{raw: c.raw, places: t.places}
 	c.r = t.mem.reader(source{c})
 	c.tx.cond.L = &c.tx.mu
 	c.tx.mem, c.tx.nc, c.tx.drained = &t.mem, nc, make(chan struct{})
@@ -124,7 +131,7 @@ var errLoggedOut = errors.New("iscsi: logged out")
 
 // serve is the full feature phase.
 func (c *conn) serve() error {
-	c.tx.start(c.statSN, c.params.digests, func() { c.running.Go(c.tx.run) })
+	c.tx.start(c.statSN, c.params.digests, c.raw, func() { c.running.Go(c.tx.run) })
 	c.watch()
 	err := c.receive()
 	c.runMissed()
@@ -184,6 +191,13 @@ func (c *conn) newTag() uint32 {
 		c.nextTag = 0
 	}
 	return c.nextTag
+}
+
+// idle says whether no command waits for the disk or for data.
+func (c *conn) idle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.tasks) == 0
 }
 
 // window gives ExpCmdSN and MaxCmdSN.

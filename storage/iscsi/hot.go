@@ -17,7 +17,13 @@ type source struct{ c *conn }
 func (s source) Read(p []byte) (int, error) {
 	s.c.runMissed()
 	s.c.sendBatch()
-	n, err := s.c.nc.Read(p)
+	n, err := 0, error(nil)
+	if s.c.idle() { // else the peer waits for us, and those who work need the processor
+		n = s.c.eager.read(p)
+	}
+	if n == 0 {
+		n, err = s.c.nc.Read(p)
+	}
 	s.c.heard.Store(time.Now().UnixNano())
 	return n, err
 }

@@ -47,7 +47,10 @@ func (c *conn) login(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer end()
+	defer func() {
+		c.eager.resting = false
+		end()
+	}()
 	deadline := time.Now().Add(c.t.opts.LoginTimeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()

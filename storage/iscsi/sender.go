@@ -39,13 +39,10 @@ type sender struct {
 const maxQueued = 4 << 20
 
 // start readies the sender for the full feature phase.
-func (s *sender) start(statSN uint32, d Digests, spawn func()) {
+func (s *sender) start(statSN uint32, d Digests, raw syscall.RawConn, spawn func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.statSN, s.d, s.spawn, s.started = statSN, d, spawn, true
-	if sc, ok := s.nc.(syscall.Conn); ok {
-		s.raw, _ = sc.SyscallConn()
-	}
+	s.statSN, s.d, s.raw, s.spawn, s.started = statSN, d, raw, spawn, true
 }
 
 // kick sees to it that what is queued is written, and that the connection ends

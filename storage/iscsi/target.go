@@ -84,6 +84,7 @@ type Target struct {
 	opts       Options
 	operations []operation
 	mem        memory
+	places     *places
 
 	mu       sync.Mutex
 	portals  []net.Listener
@@ -113,7 +114,7 @@ func New(opts Options) *Target {
 	}
 	opts = opts.withDefaults()
 	return &Target{
-		opts: opts, operations: buildOperations(), logins: map[string]int{},
+		opts: opts, operations: buildOperations(), places: newPlaces(), logins: map[string]int{},
 		conns: map[*conn]struct{}{}, sessions: map[nexus]*conn{}, held: map[string]int{}, units: map[string]*unit{},
 	}
 }
@@ -131,36 +132,44 @@ func (t *Target) Serve(ctx context.Context, ln net.Listener) error {
 	t.mu.Unlock()
 	defer t.forgetPortal(ln)
 	var open sync.WaitGroup
-	defer open.Wait()
-	var backoff time.Duration
-	for {
-		nc, err := ln.Accept()
+	var next func()
+	next = func() {
+		nc, err := t.accept(ctx, ln)
 		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				cancel()
-				return nil
-			}
-			// Out of descriptors, most likely: others may still end.
-			backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
-			t.opts.Log.Warn("iscsi: accept failed", "listener", ln.Addr().String(), "err", err)
-			select {
-			case <-time.After(backoff):
-				continue
-			case <-ctx.Done():
-				return nil
-			}
+			cancel()
+			return
 		}
-		backoff = 0
+		open.Go(next) // somebody else waits for the next one: this one is served at once, where it was accepted
 		c, err := t.newConn(nc)
 		if err != nil {
 			nc.Close()
-			continue
+			return
 		}
-		open.Go(func() {
-			stop := context.AfterFunc(ctx, c.cut)
-			defer stop()
-			c.run(ctx)
-		})
+		stop := context.AfterFunc(ctx, c.cut)
+		defer stop()
+		c.run(ctx)
+	}
+	open.Go(next)
+	open.Wait()
+	return nil
+}
+
+// accept gives the next connection; an error means that there will be none.
+func (t *Target) accept(ctx context.Context, ln net.Listener) (net.Conn, error) {
+	var backoff time.Duration
+	for {
+		nc, err := ln.Accept()
+		if err == nil || ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return nc, err
+		}
+		// Out of descriptors, most likely: others may still end.
+		backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
+		t.opts.Log.Warn("iscsi: accept failed", "listener", ln.Addr().String(), "err", err)
+		select {
+		case <-time.After(backoff):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 }
 
@@ -249,6 +258,7 @@ func (t *Target) beginLogin(c *conn) (end func(), err error) {
 	}
 	t.logins[addr]++
 	t.inLogin++
+	c.eager.resting = t.inLogin > 1 // several at once have enough to do
 	return func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()

@@ -182,7 +182,8 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener, control ne
 func listen(addresses []string, cleanup *cleanup) ([]net.Listener, error) {
 	var listeners []net.Listener
 	for _, address := range addresses {
-		ln, err := net.Listen("tcp", address)
+		// Sessions are pinged by the target: TCP need not do it too.
+		ln, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp", address)
 		if err != nil {
 			return nil, &hotspare.Error{Code: hotspare.CodePortTaken, What: "the target cannot listen", Where: address,
 				Fix: "choose another address", Err: err}
