@@ -1,6 +1,10 @@
 package boot
 
-import "fmt"
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
 
 // Arch is a client system architecture as option 93 carries it (RFC 4578
 // section 2.1, IANA registry "Processor Architecture Types").
@@ -33,43 +37,96 @@ const (
 	FirmwareUnknown Firmware = "unknown"
 	FirmwareBIOS    Firmware = "bios"
 	FirmwareUEFI    Firmware = "uefi"
+	FirmwareOther   Firmware = "other" // Open Firmware, U-Boot, ...: named, nothing to boot for it
 )
 
 type archInfo struct {
+	word     string // as a configuration names it
 	name     string
 	firmware Firmware
-	cpu      string // as Go names it: 386, amd64, arm, arm64
+	cpu      string // as Go names it: 386, amd64, arm, arm64; "" for what no kernel of ours is for
 	http     bool   // the firmware wants a URL, not a TFTP name
 }
 
+// archTable is the registry as of 2025-10, by number.
+var archTable = [...]archInfo{
+	{"bios", "x86 BIOS", FirmwareBIOS, "386", false},
+	{"pc98", "NEC PC-98", FirmwareOther, "", false},
+	{"itanium", "Itanium", FirmwareOther, "", false},
+	{"alpha", "DEC Alpha", FirmwareOther, "", false},
+	{"arc-x86", "Arc x86", FirmwareOther, "", false},
+	{"lean-client", "Intel Lean Client", FirmwareOther, "", false},
+	{"uefi-x86", "x86 UEFI", FirmwareUEFI, "386", false},
+	{"uefi-x64", "x86-64 UEFI", FirmwareUEFI, "amd64", false},
+	{"xscale", "EFI XScale", FirmwareOther, "", false},
+	{"uefi-ebc", "x86-64 UEFI (as EBC)", FirmwareUEFI, "amd64", false},
+	{"uefi-arm32", "ARM 32-bit UEFI", FirmwareUEFI, "arm", false},
+	{"uefi-arm64", "ARM 64-bit UEFI", FirmwareUEFI, "arm64", false},
+	{"powerpc-of", "PowerPC Open Firmware", FirmwareOther, "", false},
+	{"powerpc-epapr", "PowerPC ePAPR", FirmwareOther, "", false},
+	{"power-opal", "POWER OPAL v3", FirmwareOther, "ppc64le", false},
+	{"uefi-x86-http", "x86 UEFI HTTP", FirmwareUEFI, "386", true},
+	{"uefi-x64-http", "x86-64 UEFI HTTP", FirmwareUEFI, "amd64", true},
+	{"uefi-ebc-http", "x86-64 UEFI HTTP (as EBC)", FirmwareUEFI, "amd64", true},
+	{"uefi-arm32-http", "ARM 32-bit UEFI HTTP", FirmwareUEFI, "arm", true},
+	{"uefi-arm64-http", "ARM 64-bit UEFI HTTP", FirmwareUEFI, "arm64", true},
+	{"bios-http", "x86 BIOS HTTP", FirmwareBIOS, "386", true},
+	{"uboot-arm32", "ARM 32-bit U-Boot", FirmwareOther, "arm", false},
+	{"uboot-arm64", "ARM 64-bit U-Boot", FirmwareOther, "arm64", false},
+	{"uboot-arm32-http", "ARM 32-bit U-Boot HTTP", FirmwareOther, "arm", true},
+	{"uboot-arm64-http", "ARM 64-bit U-Boot HTTP", FirmwareOther, "arm64", true},
+	{"uefi-riscv32", "RISC-V 32-bit UEFI", FirmwareUEFI, "riscv", false},
+	{"uefi-riscv32-http", "RISC-V 32-bit UEFI HTTP", FirmwareUEFI, "riscv", true},
+	{"uefi-riscv64", "RISC-V 64-bit UEFI", FirmwareUEFI, "riscv64", false},
+	{"uefi-riscv64-http", "RISC-V 64-bit UEFI HTTP", FirmwareUEFI, "riscv64", true},
+	{"uefi-riscv128", "RISC-V 128-bit UEFI", FirmwareUEFI, "riscv128", false},
+	{"uefi-riscv128-http", "RISC-V 128-bit UEFI HTTP", FirmwareUEFI, "riscv128", true},
+	{"s390-basic", "s390 basic", FirmwareOther, "s390x", false},
+	{"s390-extended", "s390 extended", FirmwareOther, "s390x", false},
+	{"uefi-mips32", "MIPS 32-bit UEFI", FirmwareUEFI, "mips", false},
+	{"uefi-mips64", "MIPS 64-bit UEFI", FirmwareUEFI, "mips64", false},
+	{"uefi-sunway32", "Sunway 32-bit UEFI", FirmwareUEFI, "sw32", false},
+	{"uefi-sunway64", "Sunway 64-bit UEFI", FirmwareUEFI, "sw64", false},
+	{"uefi-loongarch32", "LoongArch 32-bit UEFI", FirmwareUEFI, "loong32", false},
+	{"uefi-loongarch32-http", "LoongArch 32-bit UEFI HTTP", FirmwareUEFI, "loong32", true},
+	{"uefi-loongarch64", "LoongArch 64-bit UEFI", FirmwareUEFI, "loong64", false},
+	{"uefi-loongarch64-http", "LoongArch 64-bit UEFI HTTP", FirmwareUEFI, "loong64", true},
+	{"rpiboot", "ARM rpiboot", FirmwareOther, "arm", false},
+}
+
 func (a Arch) info() (archInfo, bool) {
-	switch a {
-	case ArchBIOS:
-		return archInfo{"x86 BIOS", FirmwareBIOS, "386", false}, true
-	case ArchUEFI32:
-		return archInfo{"x86 UEFI", FirmwareUEFI, "386", false}, true
-	case ArchUEFI64:
-		return archInfo{"x86-64 UEFI", FirmwareUEFI, "amd64", false}, true
-	case ArchUEFI64EBC:
-		return archInfo{"x86-64 UEFI (as EBC)", FirmwareUEFI, "amd64", false}, true
-	case ArchARM32:
-		return archInfo{"ARM 32-bit UEFI", FirmwareUEFI, "arm", false}, true
-	case ArchARM64:
-		return archInfo{"ARM 64-bit UEFI", FirmwareUEFI, "arm64", false}, true
-	case ArchHTTP32:
-		return archInfo{"x86 UEFI HTTP", FirmwareUEFI, "386", true}, true
-	case ArchHTTP64:
-		return archInfo{"x86-64 UEFI HTTP", FirmwareUEFI, "amd64", true}, true
-	case ArchHTTPEBC:
-		return archInfo{"x86-64 UEFI HTTP (as EBC)", FirmwareUEFI, "amd64", true}, true
-	case ArchHTTPARM32:
-		return archInfo{"ARM 32-bit UEFI HTTP", FirmwareUEFI, "arm", true}, true
-	case ArchHTTPARM64:
-		return archInfo{"ARM 64-bit UEFI HTTP", FirmwareUEFI, "arm64", true}, true
-	case ArchHTTPBIOS:
-		return archInfo{"x86 BIOS HTTP", FirmwareBIOS, "386", true}, true
+	if int(a) < len(archTable) {
+		return archTable[a], true
 	}
 	return archInfo{name: "unknown architecture", firmware: FirmwareUnknown}, false
+}
+
+// ParseArch takes the word of an architecture as configurations write it
+// (bios, uefi-x64, uefi-x64-http, uefi-arm64, ...), or its number.
+func ParseArch(s string) (Arch, error) {
+	for i, info := range archTable {
+		if info.word == s {
+			return Arch(i), nil
+		}
+	}
+	if n, err := strconv.ParseUint(s, 10, 16); err == nil {
+		return Arch(n), nil
+	}
+	words := make([]string, 0, len(archTable))
+	for _, info := range archTable {
+		if info.firmware == FirmwareBIOS || info.firmware == FirmwareUEFI {
+			words = append(words, info.word)
+		}
+	}
+	return 0, fmt.Errorf("architecture %q: want a number of option 93 or one of %s", s, strings.Join(words, ", "))
+}
+
+// Word gives the architecture as configurations write it.
+func (a Arch) Word() string {
+	if i, ok := a.info(); ok {
+		return i.word
+	}
+	return strconv.Itoa(int(a))
 }
 
 // String gives name and number: "x86-64 UEFI (7)".

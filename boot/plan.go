@@ -4,7 +4,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"hotspare"
@@ -13,25 +15,12 @@ import (
 // Site is what Plan knows of the appliance: where its servers listen and which
 // loader each firmware gets.
 type Site struct {
-	Server   netip.Addr      // IPv4 address of TFTP and HTTP, on the nodes' segment
-	HTTPPort uint16          // of the boot files; 0 means 80
-	Loaders  map[Arch]string // file names, served by TFTP and below /loader/
-	Again    time.Duration   // how long a waiting machine waits; 0 means 20 s
-}
-
-// DefaultLoaders is the choice for the binaries of Debian's package ipxe. The
-// UEFI one is snponly.efi, which drives the NIC through the firmware: iPXE's own
-// drivers hang or miss the link on several server NICs. Debian 12 has no iPXE for
-// 32-bit UEFI or ARM.
-func DefaultLoaders() map[Arch]string {
-	return map[Arch]string{
-		ArchBIOS:      "undionly.kpxe",
-		ArchUEFI64:    "snponly.efi",
-		ArchUEFI64EBC: "snponly.efi",
-		ArchHTTP64:    "snponly.efi",
-		ArchHTTPEBC:   "snponly.efi",
-		ArchHTTPBIOS:  "undionly.kpxe",
-	}
+	Server        netip.Addr      // IPv4 address of TFTP and HTTP, on the nodes' segment
+	HTTPPort      uint16          // of the boot files; 0 means 80
+	Loaders       map[Arch]string // file names, served by TFTP and below /loader/
+	SecureLoaders map[Arch]string // for nodes with Secure Boot; their firmware refuses the others
+	MoreLoaders   []string        // files that nodes may ask for beside these
+	Again         time.Duration   // how long a waiting machine waits; 0 means 20 s
 }
 
 // OfferKind says what form an offer has.
@@ -57,19 +46,22 @@ type Offer struct {
 	Artefact    Artefact   // with OfferContent
 }
 
+// Redacted is the boot file or URL without its token, for logs and traces.
+func (o Offer) Redacted() string { return RedactFile(o.BootFile) }
+
 // Plan decides. It is a pure function: the same site, request and assignment
 // give the same offer and reason, whatever the protocol.
 //
 // The firmware always gets its loader, whatever is assigned: a firmware that
 // gets none goes on to the next boot device, and a fenced machine must not reach
-// its disk that way (SAFETY S2a). The decision proper is taken for the iPXE that
-// the loader is.
+// its disk that way (SAFETY S2a). The decision proper is taken for the iPXE or
+// GRUB that the loader leads to.
 func (s Site) Plan(r Request, a Assignment) (Offer, Reason) {
 	switch r.Protocol {
 	case DHCP, ProxyDHCP:
 		return s.planDHCP(r, a)
 	case TFTP:
-		return s.planTFTP(r)
+		return s.planTFTP(r, a)
 	case HTTP:
 		return s.planHTTP(r, a)
 	}
@@ -81,7 +73,7 @@ func (s Site) planDHCP(r Request, a Assignment) (Offer, Reason) {
 	case r.Stage == StageSystem:
 		return Offer{Kind: OfferNothing}, Reason{Rule: RuleSystem, Text: "an operating system asks for an address; nothing is booted"}
 	case r.Stage == StageIPXE && r.Features.HTTP:
-		verdict, reason := judge(r, a)
+		verdict, reason := judge(r, a, LoaderIPXE)
 		path := Path{Artefact: ArtefactUnassigned, MAC: r.MAC, Arch: r.Arch}
 		if verdict != ScriptWait {
 			path = Path{Artefact: ArtefactScript, Token: a.Token}
@@ -92,113 +84,204 @@ func (s Site) planDHCP(r Request, a Assignment) (Offer, Reason) {
 		}
 		return o, reason
 	}
-	return s.planLoader(r)
+	return s.planLoader(r, a)
 }
 
 // planLoader answers firmware, and an iPXE that was built without HTTP.
-func (s Site) planLoader(r Request) (Offer, Reason) {
-	name := s.Loaders[r.Arch]
+func (s Site) planLoader(r Request, a Assignment) (Offer, Reason) {
+	name, note := s.loader(r.Arch, a)
 	if name == "" {
+		secure := ""
+		if a.SecureBoot {
+			secure = " with Secure Boot"
+		}
 		return Offer{Kind: OfferNothing}, Reason{
 			Rule: RuleNoLoader, Code: hotspare.CodeArchMismatch,
-			Text: fmt.Sprintf("the firmware is %s and no loader is configured for it", r.Arch),
-			Fix:  "name a loader for this architecture in the configuration, or exclude the machine from the pool",
+			Text: fmt.Sprintf("%sthe firmware is %s%s and there is no loader for it", note, r.Arch, secure),
+			Fix:  "install or name a loader for this architecture (docs/boot.md), or exclude the machine from the pool",
 		}
 	}
-	o := Offer{Kind: OfferFile, BootFile: name, NextServer: s.Server, VendorClass: "PXEClient"}
+	why := note
+	if r.Stage == StageIPXE {
+		why += "an iPXE without HTTP asks; "
+	}
+	path := Path{Artefact: ArtefactLoader, Name: name}
+	file := name
+	if KindOf(name) == LoaderGRUB {
+		if s.HTTPPort != 0 && s.HTTPPort != 80 {
+			return Offer{Kind: OfferNothing}, Reason{
+				Rule: RuleNoLoader, Code: hotspare.CodeArchMismatch,
+				Text: fmt.Sprintf("the firmware is %s and its loader %s fetches from port 80 only, boot files are served on port %d", r.Arch, name, s.HTTPPort),
+				Fix:  "serve boot files on port 80, or name an iPXE as the loader of this architecture",
+			}
+		}
+		// GRUB asks no DHCP server: what is meant for the machine is in the folder
+		// that its loader comes from.
+		verdict, reason := judge(r, a, LoaderGRUB)
+		path.MAC, path.Arch = r.MAC, r.Arch
+		if verdict != ScriptWait {
+			path.MAC, path.Arch, path.Token = MAC{}, 0, a.Token
+		}
+		file, why = path.String(), why+reason.Text+"; "
+	}
+	o := Offer{Kind: OfferFile, BootFile: file, NextServer: s.Server, VendorClass: "PXEClient"}
 	way := "TFTP"
 	if r.Arch.HTTP() {
 		o.Kind, o.VendorClass, way = OfferURL, "HTTPClient", "HTTP"
-		o.BootFile = s.url(Path{Artefact: ArtefactLoader, Name: name})
-	}
-	why := ""
-	if r.Stage == StageIPXE {
-		why = "an iPXE without HTTP asks; "
+		o.BootFile = s.url(path)
 	}
 	return o, Reason{Rule: RuleLoader, Text: fmt.Sprintf("%sfirmware %s gets the loader %s over %s", why, r.Arch, name, way)}
 }
 
-func (s Site) planTFTP(r Request) (Offer, Reason) {
-	for _, name := range s.Loaders {
-		if name == r.File {
-			return Offer{Kind: OfferContent, Artefact: ArtefactLoader, BootFile: name},
-				Reason{Rule: RuleFile, Text: "sends the loader " + name}
-		}
+// planTFTP answers for files. What GRUB fetches has the same names as over HTTP.
+func (s Site) planTFTP(r Request, a Assignment) (Offer, Reason) {
+	name := strings.TrimPrefix(r.File, "/")
+	if s.serves(name) {
+		return loaderContent(name)
 	}
-	return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: fmt.Sprintf("no such file over TFTP: %.80q", r.File)}
+	if p, ok := ParsePath("/" + name); ok && strings.HasPrefix(name, "grub/") {
+		r.Path = p
+		return s.planGRUB(r, a)
+	}
+	return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: fmt.Sprintf("no such file over TFTP: %.80q", RedactFile(r.File))}
+}
+
+func loaderContent(name string) (Offer, Reason) {
+	return Offer{Kind: OfferContent, Artefact: ArtefactLoader, BootFile: name}, Reason{Rule: RuleFile, Text: "sends the loader " + name}
+}
+
+// planGRUB answers what GRUB and the shim before it fetch.
+func (s Site) planGRUB(r Request, a Assignment) (Offer, Reason) {
+	p := r.Path
+	switch p.Artefact {
+	case ArtefactLoader:
+		if s.serves(p.Name) {
+			return loaderContent(p.Name)
+		}
+		return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: "no loader has this name"}
+	case ArtefactGRUBEntry:
+		sc := Script{Kind: ScriptEntry, Language: LanguageGRUB, Again: s.again()}
+		return Offer{Kind: OfferScript, Script: sc}, Reason{Rule: RuleFile, Text: "GRUB is sent on to the machine's own script"}
+	}
+	// A refusal would leave GRUB at its prompt: whatever is wrong, it waits.
+	if p.Token == "" {
+		// Knowing a MAC opens nothing here either. GRUB cannot ask by DHCP again;
+		// the next start that is ordered begins with the power off.
+		r.MAC, r.Arch = p.MAC, p.Arch
+		verdict, reason := judge(r, a, LoaderGRUB)
+		if verdict != ScriptWait {
+			reason = Reason{Rule: RuleNothing, Text: "something is assigned now: it starts when hotspare powers this machine off and on"}
+		}
+		return Offer{Kind: OfferScript, Script: s.waitScript(r, reason, LanguageGRUB)}, reason
+	}
+	if !SameToken(p.Token, a.Token) {
+		reason := tokenRefused()
+		return Offer{Kind: OfferScript, Script: s.waitScript(r, reason, LanguageGRUB)}, reason
+	}
+	return s.planScript(r, a, LanguageGRUB)
 }
 
 func (s Site) planHTTP(r Request, a Assignment) (Offer, Reason) {
 	switch p := r.Path; p.Artefact {
 	case ArtefactLoader:
-		for _, name := range s.Loaders {
-			if name == p.Name {
-				return Offer{Kind: OfferContent, Artefact: ArtefactLoader, BootFile: name},
-					Reason{Rule: RuleFile, Text: "sends the loader " + name}
-			}
+		if p.folder() != "" {
+			return s.planGRUB(r, a)
+		}
+		if s.serves(p.Name) {
+			return loaderContent(p.Name)
 		}
 		return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: "no loader has this name"}
+	case ArtefactGRUB, ArtefactGRUBEntry:
+		return s.planGRUB(r, a)
 	case ArtefactUnassigned:
 		// Knowing a MAC opens nothing here: the script only waits, and asks by
 		// DHCP on the machine's own segment again.
 		r.MAC, r.Arch = p.MAC, p.Arch
-		verdict, reason := judge(r, a)
-		sc := s.waitScript(r, reason)
+		verdict, reason := judge(r, a, LoaderIPXE)
+		sc := s.waitScript(r, reason, LanguageIPXE)
 		if verdict != ScriptWait {
 			sc.Title, sc.Again = "an assignment is there now", time.Second
 		}
 		return Offer{Kind: OfferScript, Script: sc}, reason
-	case ArtefactScript, ArtefactKernel, ArtefactInitrd, ArtefactJoin:
+	case ArtefactScript, ArtefactKernel, ArtefactInitrd, ArtefactJoin, ArtefactSAN:
 		return s.planToken(r, a)
 	}
 	return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: "this is not a boot path"}
 }
 
+func tokenRefused() Reason {
+	return Reason{
+		Rule: RuleToken, Code: hotspare.CodeBootToken,
+		Text: "this boot token is not live: it was never given, or its boot attempt is over",
+		Fix:  "nothing on the machine; it gets a new token when it boots again",
+	}
+}
+
 // planToken answers the paths that a boot token opens.
 func (s Site) planToken(r Request, a Assignment) (Offer, Reason) {
 	if !SameToken(r.Path.Token, a.Token) {
-		reason := Reason{
-			Rule: RuleToken, Code: hotspare.CodeBootToken,
-			Text: "this boot token is not live: it was never given, or its boot attempt is over",
-			Fix:  "nothing on the machine; it gets a new token when it boots again",
-		}
+		reason := tokenRefused()
 		if r.Path.Artefact == ArtefactScript && r.Stage == StageIPXE {
 			// A refused script would send the machine on to its next boot
 			// device (SAFETY S2a): it waits and asks again instead.
-			return Offer{Kind: OfferScript, Script: s.waitScript(r, reason)}, reason
+			return Offer{Kind: OfferScript, Script: s.waitScript(r, reason, LanguageIPXE)}, reason
 		}
 		return Offer{Kind: OfferDeny}, reason
 	}
-	verdict, reason := judge(r, a)
 	if r.Path.Artefact == ArtefactScript {
-		switch verdict {
-		case ScriptStart:
-			return Offer{Kind: OfferScript, Script: s.startScript(a, reason)}, reason
-		case ScriptLocal:
-			return Offer{Kind: OfferScript, Script: Script{Kind: ScriptLocal, Title: reason.Text}}, reason
-		}
-		return Offer{Kind: OfferScript, Script: s.waitScript(r, reason)}, reason
+		return s.planScript(r, a, LanguageIPXE)
 	}
-	if verdict != ScriptStart {
+	verdict, reason := judge(r, a, "")
+	if verdict != ScriptStart && verdict != ScriptSAN {
 		return Offer{Kind: OfferDeny}, reason
 	}
-	if r.Path.Artefact == ArtefactJoin && a.Kind != KindStart {
-		return Offer{Kind: OfferDeny}, Reason{Rule: RuleUnapproved, Code: hotspare.CodeBootToken, Text: "the discovery environment gets no join archive"}
+	switch art := r.Path.Artefact; {
+	case art == ArtefactJoin && a.Kind != KindStart:
+		return Offer{Kind: OfferDeny}, Reason{Rule: RuleUnapproved, Code: hotspare.CodeBootToken, Text: "there is no join archive for this boot"}
+	case (art == ArtefactSAN) != (a.Kind == KindSAN):
+		return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: fmt.Sprintf("there is no %s for this boot", art)}
 	}
 	return Offer{Kind: OfferContent, Artefact: r.Path.Artefact}, Reason{Rule: RuleFile, Text: fmt.Sprintf("sends %s for %s", r.Path.Artefact, nodeName(a))}
 }
 
-// judge says what the machine may do, the same for every protocol.
-func judge(r Request, a Assignment) (ScriptKind, Reason) {
+// planScript writes down what the assignment says, in the loader's language.
+func (s Site) planScript(r Request, a Assignment, lang Language) (Offer, Reason) {
+	kind := LoaderIPXE
+	if lang == LanguageGRUB {
+		kind = LoaderGRUB
+	}
+	verdict, reason := judge(r, a, kind)
+	var sc Script
+	switch verdict {
+	case ScriptStart:
+		sc = s.startScript(a, reason)
+	case ScriptSAN:
+		sc = Script{
+			Kind: ScriptSAN, Title: reason.Text, Attempt: attempt(a.Token), Again: s.again(),
+			SAN: s.url(Path{Artefact: ArtefactSAN, Token: a.Token}),
+		}
+	case ScriptLocal:
+		sc = Script{Kind: ScriptLocal, Title: reason.Text}
+	default:
+		sc = s.waitScript(r, reason, lang)
+	}
+	sc.Language = lang
+	return Offer{Kind: OfferScript, Script: sc}, reason
+}
+
+// judge says what the machine may do, the same for every protocol. with is the
+// loader that is to do it, "" where any may.
+func judge(r Request, a Assignment, with LoaderKind) (ScriptKind, Reason) {
+	granted := a.Kind == KindStart || a.Kind == KindSAN
 	switch {
-	case a.Kind == KindStart && !a.Approved:
+	case granted && !a.Approved:
 		return ScriptWait, unapproved(a)
-	case a.Kind == KindStart || a.Kind == KindDiscovery && a.Kernel != "":
-		return judgeStart(r, a)
+	case granted || a.Kind == KindDiscovery && a.Kernel != "":
+		return judgeStart(r, a, with)
 	case a.Node == "":
 		return ScriptWait, Reason{
 			Rule: RuleUnknown, Code: hotspare.CodeNoAssignment,
-			Text: "the appliance does not know this machine",
+			Text: because("the appliance does not know this machine", a.Reason),
 			Fix:  "add a node with this MAC address and approve it",
 		}
 	case !a.Approved:
@@ -213,38 +296,66 @@ func judge(r Request, a Assignment) (ScriptKind, Reason) {
 	}
 }
 
-func judgeStart(r Request, a Assignment) (ScriptKind, Reason) {
+func judgeStart(r Request, a Assignment, with LoaderKind) (ScriptKind, Reason) {
 	switch {
 	case !ValidToken(a.Token):
 		return ScriptWait, Reason{Rule: RuleNoToken, Code: hotspare.CodeBootToken, Text: fmt.Sprintf("%s is to start, but no boot token is live for it", nodeName(a)), Fix: "wait for the next attempt, or ask for one"}
-	case a.Kernel == "":
+	case a.Kernel == "" && a.Kind != KindSAN:
 		return ScriptWait, Reason{Rule: RuleNoSuchFile, Code: hotspare.CodeNoAssignment, Text: fmt.Sprintf("%s is to start, but the image has no kernel", nodeName(a)), Fix: "import the image with its kernel"}
 	case tellsArch(r) && !r.Arch.Runs(a.Arch):
+		what := "kernel"
+		if a.Kind == KindSAN {
+			what = "disk"
+		}
 		return ScriptWait, Reason{
 			Rule: RuleArch, Code: hotspare.CodeArchMismatch,
-			Text: fmt.Sprintf("the firmware is %s and the kernel is for %s", r.Arch, a.Arch),
+			Text: fmt.Sprintf("the firmware is %s and the %s is for %s", r.Arch, what, a.Arch),
 			Fix:  "import the image for this architecture, or exclude the machine from the pool",
 		}
 	case a.Kind == KindDiscovery:
 		return ScriptStart, Reason{Rule: RuleDiscovery, Text: because(fmt.Sprintf("%s boots the discovery environment", nodeName(a)), a.Reason)}
+	case a.Kind == KindSAN:
+		if reason, bad := unfitSAN(r, a, with); bad {
+			return ScriptWait, reason
+		}
+		return ScriptSAN, Reason{Rule: RuleStart, Text: because(under(nodeName(a)+" boots its volume", a), a.Reason)}
 	}
-	text := fmt.Sprintf("%s starts", nodeName(a))
+	return ScriptStart, Reason{Rule: RuleStart, Text: because(under(nodeName(a)+" starts", a), a.Reason)}
+}
+
+func under(text string, a Assignment) string {
 	if a.Epoch > 0 {
 		text += " under epoch " + strconv.FormatUint(a.Epoch, 10)
 	}
-	return ScriptStart, Reason{Rule: RuleStart, Text: because(text, a.Reason)}
+	return text
+}
+
+// unfitSAN says why this machine's loader cannot boot the volume as a disk.
+func unfitSAN(r Request, a Assignment, with LoaderKind) (Reason, bool) {
+	bad := func(text, fix string) (Reason, bool) {
+		return Reason{Rule: RuleFirmware, Code: hotspare.CodeArchMismatch, Text: text, Fix: fix}, true
+	}
+	switch {
+	case with == LoaderGRUB:
+		return bad("its loader is GRUB, which cannot boot a volume over iSCSI", "name an iPXE as this node's loader; with Secure Boot it must be a signed one")
+	case r.Stage == StageIPXE && r.Protocol != HTTP && !r.Features.ISCSI:
+		return bad("the iPXE of this machine was built without iSCSI", "name a loader for this node, or update the iPXE in its network card")
+	case tellsArch(r) && len(a.Modes) > 0 && !slices.Contains(a.Modes, r.Arch.Firmware()):
+		return bad(fmt.Sprintf("the firmware is %s and the disk can be booted by %s only", r.Arch, a.Modes[0]), "set the machine's boot mode, or import an image for it")
+	}
+	return Reason{}, false
 }
 
 // tellsArch says whether the request carries the architecture: below a token it
 // does not, and DHCP has checked it before the machine got the token.
 func tellsArch(r Request) bool {
-	return r.Protocol != HTTP || r.Path.Artefact == ArtefactUnassigned
+	return r.Protocol == DHCP || r.Protocol == ProxyDHCP || r.Path.Token == "" && !r.Path.MAC.IsZero()
 }
 
 func unapproved(a Assignment) Reason {
 	return Reason{
 		Rule: RuleUnapproved, Code: hotspare.CodeNoAssignment,
-		Text: fmt.Sprintf("%s is not approved yet", nodeName(a)),
+		Text: because(fmt.Sprintf("%s is not approved yet", nodeName(a)), a.Reason),
 		Fix:  "approve the node",
 	}
 }
@@ -262,6 +373,7 @@ func (s Site) startScript(a Assignment, reason Reason) Script {
 		Kernel:  s.url(Path{Artefact: ArtefactKernel, Token: a.Token}),
 		Cmdline: a.Cmdline,
 		Attempt: attempt(a.Token),
+		MAC:     a.MAC,
 		Again:   s.again(),
 	}
 	if a.Initrd != "" || a.Kind == KindStart {
@@ -280,12 +392,12 @@ func attempt(token string) string {
 	return hex.EncodeToString(d[:6])
 }
 
-func (s Site) waitScript(r Request, reason Reason) Script {
+func (s Site) waitScript(r Request, reason Reason, lang Language) Script {
 	lines := []string{"reason: " + reason.String()}
 	if reason.Fix != "" {
 		lines = append(lines, "what to do: "+reason.Fix)
 	}
-	return Script{Kind: ScriptWait, Title: "this machine waits", Lines: lines, Again: s.again()}
+	return Script{Kind: ScriptWait, Language: lang, Title: "this machine waits", Lines: lines, MAC: r.MAC, Again: s.again()}
 }
 
 func (s Site) again() time.Duration {

@@ -37,11 +37,13 @@ func TestFirmwareGetsItsLoader(t *testing.T) {
 		{7, boot.OfferFile, "snponly.efi", "PXEClient", "x86-64 UEFI (7)"},
 		{9, boot.OfferFile, "snponly.efi", "PXEClient", "x86-64 UEFI (as EBC) (9)"},
 		{10, boot.OfferNothing, "", "", "ARM 32-bit UEFI (10)"},
-		{11, boot.OfferNothing, "", "", "ARM 64-bit UEFI (11)"},
+		{11, boot.OfferNothing, "", "", "ARM 64-bit UEFI (11)"}, // GRUB knows port 80 only
 		{15, boot.OfferNothing, "", "", "x86 UEFI HTTP (15)"},
 		{16, boot.OfferURL, "http://10.77.0.1:8081/loader/snponly.efi", "HTTPClient", "x86-64 UEFI HTTP (16)"},
 		{18, boot.OfferNothing, "", "", "ARM 32-bit UEFI HTTP (18)"},
 		{19, boot.OfferNothing, "", "", "ARM 64-bit UEFI HTTP (19)"},
+		{22, boot.OfferNothing, "", "", "ARM 64-bit U-Boot (22)"},
+		{39, boot.OfferNothing, "", "", "LoongArch 64-bit UEFI (39)"},
 		{20, boot.OfferURL, "http://10.77.0.1:8081/loader/undionly.kpxe", "HTTPClient", "x86 BIOS HTTP (20)"},
 		{4711, boot.OfferNothing, "", "", "unknown architecture (4711)"},
 	} {
@@ -281,7 +283,7 @@ func TestMACs(t *testing.T) {
 func FuzzParsePath(f *testing.F) {
 	for _, s := range []string{
 		"/ipxe/" + goodToken, "/ipxe/unassigned/52-54-00-77-00-01/7", "/boot/" + goodToken + "/kernel", "/boot/" + goodToken + "/join",
-		"/loader/snponly.efi", "//loader/undionly.kpxe", "/loader/../x", "/boot/" + goodToken + "/../join", "/ipxe/unassigned/52-54-00-77-00-01/007", "/", "",
+		"/loader/snponly.efi", "//loader/undionly.kpxe", "/loader/../x", "/grub/grub.cfg", "/grub/" + goodToken + "/grub.cfg", "/grub/" + goodToken + "/shimx64.efi", "/grub/unassigned/52-54-00-77-00-01/7/grub.cfg", "/boot/" + goodToken + "/san", "/boot/" + goodToken + "/../join", "/ipxe/unassigned/52-54-00-77-00-01/007", "/", "",
 	} {
 		f.Add(s)
 	}

@@ -25,6 +25,7 @@ type Stage string
 const (
 	StageFirmware Stage = "firmware" // the PXE or HTTP client of the firmware or NIC
 	StageIPXE     Stage = "ipxe"     // an iPXE, from ROM or loaded by us
+	StageGRUB     Stage = "grub"     // a GRUB that was loaded by us
 	StageSystem   Stage = "system"   // an operating system's DHCP client
 )
 
@@ -52,6 +53,7 @@ const (
 	KindNone      Kind = ""          // nothing: it waits and asks again
 	KindDiscovery Kind = "discovery" // the discovery environment, without secrets
 	KindStart     Kind = "start"     // a granted start under an epoch
+	KindSAN       Kind = "san"       // likewise, of a disk as it is: iPXE's sanboot of the granted volume
 	KindLocal     Kind = "local"     // its own disk (SAFETY S2a says who may)
 )
 
@@ -63,12 +65,16 @@ type Assignment struct {
 	Approved bool   // an operator approved it
 	Kind     Kind
 	Token    string // of this boot attempt; opens the paths below it
-	Kernel   string // what is booted, for people; "" means there is none
+	Kernel   string // what is booted, for people; "" means there is none (KindSAN needs none)
 	Initrd   string // likewise
 	Arch     string // of the kernel: amd64, arm64; "" unknown
 	Cmdline  string // kernel arguments, blank-separated
 	Reason   string // why this is assigned, one sentence for people
 	Epoch    uint64 // of the grant, 0 without one
+
+	Loader     string     // the node's own loader, "" for the site's
+	SecureBoot bool       // the node's firmware starts signed loaders only
+	Modes      []Firmware // KindSAN: the firmware that the disk can be booted by; none: not known
 }
 
 // Director says what is meant for a machine. It is called several times during
@@ -95,6 +101,7 @@ const (
 	RuleNothing      Rule = "nothing-assigned"
 	RuleUndecided    Rule = "undecided"
 	RuleArch         Rule = "architecture-mismatch"
+	RuleFirmware     Rule = "firmware-mismatch"
 	RuleNoLoader     Rule = "no-loader"
 	RuleNoToken      Rule = "no-token"
 	RuleToken        Rule = "token-refused"

@@ -50,9 +50,9 @@ const (
 // StepOf gives the step of an artefact that is fetched.
 func StepOf(a Artefact) Step {
 	switch a {
-	case ArtefactLoader:
+	case ArtefactLoader, ArtefactGRUBEntry:
 		return StepLoader
-	case ArtefactScript:
+	case ArtefactScript, ArtefactGRUB, ArtefactSAN:
 		return StepScript
 	case ArtefactUnassigned:
 		return StepWait

@@ -40,8 +40,8 @@ type File struct {
 // Source opens the artefacts of a boot: kernel, initrd, join. It is called only
 // for a token that the Director vouched for and that Plan admitted.
 type Source interface {
-	// Open gives the artefact. boot.ErrSpent says that the join archive was
-	// opened before: the source notes that durably, before it returns the file,
+	// Open gives the artefact. boot.ErrSpent says that the join archive or the
+	// SAN script was opened before: the source notes that durably, before it returns the file,
 	// so that it holds over a restart.
 	Open(ctx context.Context, token string, artefact boot.Artefact) (File, error)
 }
@@ -61,6 +61,7 @@ type Options struct {
 	Director boot.Director
 	Source   Source
 	Script   func(boot.Script) ([]byte, error)            // ipxe.Write
+	GRUB     func(boot.Script) ([]byte, error)            // grub.Write; nil: no machine boots by GRUB
 	Loader   func(name string) (io.ReadSeekCloser, error) // called with names of Site.Loaders only
 	MACOf    func(netip.Addr) (boot.MAC, bool)            // by lease, for traces only
 	Refetch  func(context.Context, Refetch)               // JoinFetchedTwice: quarantine and alarm; must not block
@@ -72,6 +73,11 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	if o.MACOf == nil {
 		o.MACOf = func(netip.Addr) (boot.MAC, bool) { return boot.MAC{}, false }
+	}
+	if o.GRUB == nil {
+		o.GRUB = func(s boot.Script) ([]byte, error) {
+			return nil, &hotspare.Error{Code: hotspare.CodeInvalid, What: "no GRUB script can be written", Where: "httpboot.Options.GRUB", Why: "it is missing"}
+		}
 	}
 	if o.Refetch == nil {
 		o.Refetch = func(context.Context, Refetch) {}
@@ -172,8 +178,11 @@ func (c *call) traceMAC() boot.MAC {
 
 func (h *Handler) newCall(w http.ResponseWriter, r *http.Request, path boot.Path) *call {
 	req := boot.Request{Protocol: boot.HTTP, Stage: boot.StageFirmware, Path: path, MAC: path.MAC, Arch: path.Arch}
-	if strings.HasPrefix(r.UserAgent(), "iPXE/") {
+	switch {
+	case strings.HasPrefix(r.UserAgent(), "iPXE/"):
 		req.Stage = boot.StageIPXE
+	case strings.HasPrefix(r.UserAgent(), "GRUB"):
+		req.Stage = boot.StageGRUB
 	}
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		req.Client = ap.Addr().Unmap()
@@ -211,10 +220,24 @@ func (c *call) undecided(err error) {
 		c.deny(reason)
 		return
 	}
+	wait := boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.String()}, Again: c.h.o.Site.Again}
 	switch c.req.Path.Artefact {
 	case boot.ArtefactScript, boot.ArtefactUnassigned:
 		if c.req.Stage == boot.StageIPXE {
-			c.script(boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.String()}, Again: c.h.o.Site.Again}, reason)
+			c.script(wait, reason)
+			return
+		}
+	case boot.ArtefactGRUB:
+		wait.Language = boot.LanguageGRUB
+		c.script(wait, reason)
+		return
+	case boot.ArtefactGRUBEntry, boot.ArtefactLoader:
+		// The same for every machine, whatever is meant for it.
+		if offer, reason := c.h.o.Site.Plan(c.req, boot.Assignment{}); offer.Kind == boot.OfferScript {
+			c.script(offer.Script, reason)
+			return
+		} else if offer.Kind == boot.OfferContent {
+			c.content(offer, reason)
 			return
 		}
 	}
@@ -236,13 +259,17 @@ func (c *call) deny(reason boot.Reason) {
 }
 
 func (c *call) script(s boot.Script, reason boot.Reason) {
-	text, err := c.h.o.Script(s)
+	write := c.h.o.Script
+	if s.Language == boot.LanguageGRUB {
+		write = c.h.o.GRUB
+	}
+	text, err := write(s)
 	if err != nil {
-		// A start that cannot be written (an argument that iPXE would take
+		// A start that cannot be written (an argument that the loader would take
 		// apart) becomes a wait that says so on the machine's screen.
 		c.h.o.Log.Error("boot script refused", "node", c.a.Node, "err", err)
 		reason = boot.Reason{Rule: boot.RuleUndecided, Code: hotspare.CodeOf(err), Text: "the boot script cannot be written: " + err.Error()}
-		text, err = c.h.o.Script(boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.Text}, Again: c.h.o.Site.Again})
+		text, err = write(boot.Script{Kind: boot.ScriptWait, Language: s.Language, Title: "this machine waits", Lines: []string{"reason: " + reason.Text}, Again: c.h.o.Site.Again})
 		if err != nil {
 			c.record("500", reason)
 			plain(c.w, http.StatusInternalServerError, reason.Text)
@@ -269,8 +296,8 @@ func (c *call) content(offer boot.Offer, reason boot.Reason) {
 			c.w.Header().Set("Content-Type", "application/efi")
 		}
 		c.send(File{ReadSeekCloser: f}, reason)
-	case boot.ArtefactJoin:
-		c.sendJoin(reason)
+	case boot.ArtefactJoin, boot.ArtefactSAN:
+		c.sendOnce(offer.Artefact, reason)
 	default:
 		f, err := c.h.o.Source.Open(c.r.Context(), c.req.Path.Token, offer.Artefact)
 		if err != nil {
@@ -281,23 +308,24 @@ func (c *call) content(offer boot.Offer, reason boot.Reason) {
 	}
 }
 
-// sendJoin serves the join archive once. The set in memory holds also when the
-// source forgets; the source holds over a restart.
-func (c *call) sendJoin(reason boot.Reason) {
+// sendOnce serves what carries a secret, once. The set in memory holds also when
+// the source forgets; the source holds over a restart.
+func (c *call) sendOnce(what boot.Artefact, reason boot.Reason) {
 	if c.r.Method != http.MethodGet {
 		c.w.Header().Set("Allow", "GET")
-		plain(c.w, http.StatusMethodNotAllowed, "the join archive is fetched with GET, once")
+		plain(c.w, http.StatusMethodNotAllowed, fmt.Sprintf("the %s is fetched with GET, once", onceName(what)))
 		return
 	}
+	// A boot has one of these, never both: the token alone is the key.
 	key := boot.TokenDigest(c.req.Path.Token)
 	if !c.h.join.take(key) {
-		c.spent()
+		c.spent(what)
 		return
 	}
-	f, err := c.h.o.Source.Open(c.r.Context(), c.req.Path.Token, boot.ArtefactJoin)
+	f, err := c.h.o.Source.Open(c.r.Context(), c.req.Path.Token, what)
 	switch {
 	case errors.Is(err, boot.ErrSpent):
-		c.spent()
+		c.spent(what)
 		return
 	case err != nil:
 		c.h.join.giveBack(key) // nothing left the house
@@ -307,17 +335,27 @@ func (c *call) sendJoin(reason boot.Reason) {
 	// One whole answer: half a secret in a range would need a second fetch.
 	c.r.Header.Del("Range")
 	c.w.Header().Set("Cache-Control", "no-store")
+	if what == boot.ArtefactSAN {
+		c.w.Header().Set("Content-Type", "text/plain; charset=us-ascii")
+	}
 	f.ETag, f.ModTime = "", time.Time{}
 	c.send(f, reason)
 }
 
-func (c *call) spent() {
+func onceName(what boot.Artefact) string {
+	if what == boot.ArtefactSAN {
+		return "script with the volume's secret"
+	}
+	return "join archive"
+}
+
+func (c *call) spent(what boot.Artefact) {
 	reason := boot.Reason{
 		Rule: boot.RuleSpent, Code: hotspare.CodeTokenReused,
-		Text: "the join archive of this boot was fetched before; the boot attempt is void",
+		Text: fmt.Sprintf("the %s of this boot was fetched before; the boot attempt is void", onceName(what)),
 		Fix:  "find out who fetched it, then boot the node again",
 	}
-	c.h.o.Log.Warn("join archive fetched twice", "node", c.a.Node, "epoch", c.a.Epoch, "client", c.req.Client)
+	c.h.o.Log.Warn("fetched twice", "what", onceName(what), "node", c.a.Node, "epoch", c.a.Epoch, "client", c.req.Client)
 	c.h.o.Refetch(c.r.Context(), Refetch{Node: c.a.Node, Epoch: c.a.Epoch, MAC: c.mac, Client: c.req.Client})
 	c.record("410", reason)
 	plain(c.w, http.StatusGone, reason.String())

@@ -21,6 +21,7 @@ import (
 
 	"hotspare"
 	"hotspare/boot"
+	"hotspare/boot/grub"
 	"hotspare/boot/httpboot"
 	"hotspare/boot/ipxe"
 )
@@ -100,7 +101,7 @@ func newFixture(t *testing.T) *fixture {
 			}
 			return httpboot.File{ReadSeekCloser: memFile{bytes.NewReader(b), &f.closed}, ModTime: time.Unix(1700000000, 0), ETag: `"sha256-1"`}, nil
 		}),
-		Script: ipxe.Write,
+		Script: ipxe.Write, GRUB: grub.Write,
 		Loader: func(name string) (io.ReadSeekCloser, error) {
 			f.opened++
 			return memFile{bytes.NewReader([]byte("loader " + name)), &f.closed}, nil
@@ -290,6 +291,55 @@ func TestJoinArchiveIsServedOnce(t *testing.T) {
 	}
 }
 
+// The script with a volume's secret is fetched once too, and a boot with a
+// kernel has none.
+func TestSANScriptIsServedOnce(t *testing.T) {
+	f := newFixture(t)
+	path := "/boot/" + goodToken + "/san"
+	if r := f.do(t, "GET", path); r.StatusCode != 404 || f.opened != 0 {
+		t.Fatalf("a boot with a kernel: %s, opened %d", r.Status, f.opened)
+	}
+	a := f.assignment
+	a.Kind = boot.KindSAN
+	f.set(a, nil, nil)
+	if r := f.do(t, "HEAD", path); r.StatusCode != 405 {
+		t.Fatalf("HEAD: %s", r.Status)
+	}
+	if r := f.do(t, "GET", path, "Range", "bytes=0-2"); r.StatusCode != 200 || r.Header.Get("Cache-Control") != "no-store" || !strings.HasPrefix(r.Header.Get("Content-Type"), "text/plain") {
+		t.Fatalf("first fetch: %s %v", r.Status, r.Header)
+	}
+	if r := f.do(t, "GET", path); r.StatusCode != 410 || len(f.refetch) != 1 {
+		t.Fatalf("second fetch: %s, told %d times", r.Status, len(f.refetch))
+	}
+}
+
+// GRUB gets its own language, and waits whatever fails.
+func TestGRUBWaitsWhateverFails(t *testing.T) {
+	f := newFixture(t)
+	for _, path := range []string{"/grub/" + otherToken + "/grub.cfg", "/grub/unassigned/52-54-00-77-00-01/7/grub.cfg"} {
+		for name, failure := range map[string]error{"refused": nil, "undecided": errors.New("store"), "token": &hotspare.Error{Code: hotspare.CodeBootToken}} {
+			f.set(f.assignment, failure, nil)
+			r := f.do(t, "GET", path, "User-Agent", "GRUB 2.06")
+			if r.StatusCode != 200 || !strings.Contains(r.body, "echo 'hotspare: this machine waits'") || strings.Contains(r.body, "#!ipxe") {
+				t.Errorf("%s %s: %s %q", name, path, r.Status, r.body)
+			}
+		}
+	}
+	f.set(f.assignment, nil, nil)
+	if r := f.do(t, "GET", "/grub/"+goodToken+"/grub.cfg"); r.StatusCode != 200 || !strings.Contains(r.body, "if linux (http,127.0.0.1)/boot/"+goodToken+"/kernel") {
+		t.Errorf("a start: %s %q", r.Status, r.body)
+	}
+	for _, failure := range []error{nil, errors.New("store")} {
+		f.set(f.assignment, failure, nil)
+		if r := f.do(t, "GET", "/grub/grub.cfg"); r.StatusCode != 200 || !strings.Contains(r.body, "while true") {
+			t.Errorf("GRUB's own configuration: %s %q", r.Status, r.body)
+		}
+		if r := f.do(t, "GET", "/grub/"+otherToken+"/snponly.efi"); r.StatusCode != 200 || r.body != "loader snponly.efi" {
+			t.Errorf("a loader from a machine's folder: %s %q", r.Status, r.body)
+		}
+	}
+}
+
 // The source remembers over a restart of the appliance.
 func TestJoinArchiveSpentBeforeARestart(t *testing.T) {
 	f := newFixture(t)
@@ -381,7 +431,7 @@ func FuzzRequestPath(f *testing.F) {
 		Source: sourceFunc(func(string, boot.Artefact) (httpboot.File, error) {
 			panic("an artefact was opened for a stranger")
 		}),
-		Script: ipxe.Write,
+		Script: ipxe.Write, GRUB: grub.Write,
 		Loader: func(string) (io.ReadSeekCloser, error) { return nil, errors.New("none") },
 	})
 	if err != nil {

@@ -41,6 +41,8 @@ func Write(s boot.Script) ([]byte, error) {
 	switch s.Kind {
 	case boot.ScriptStart:
 		w.start(s)
+	case boot.ScriptSAN:
+		w.san(s)
 	case boot.ScriptWait:
 		w.wait(s)
 	case boot.ScriptLocal:
@@ -118,6 +120,28 @@ func (w *writer) start(s boot.Script) {
 	}
 	w.raw(":failed_boot")
 	w.echo("FAILED to start the kernel; iPXE's own message is above")
+	w.again(s.Again)
+}
+
+// san fetches the script that carries the volume's secret, once, and runs it. It
+// comes back only when the disk did not boot or gave the machine back, and then
+// the machine waits: an end would hand it to its next boot device.
+func (w *writer) san(s boot.Script) {
+	w.echo(s.Title)
+	for _, l := range s.Lines {
+		w.echo(l)
+	}
+	once := w.word("attempt", s.Attempt)
+	w.raw("iseq ${" + onceSetting + "} " + once + " && goto spent ||")
+	w.raw("imgfree ||")
+	w.raw("set " + onceSetting + " " + once + " || goto failed_san")
+	w.raw("chain --autofree " + w.url("SAN script", s.SAN) + " || goto failed_san")
+	w.raw("goto failed_san")
+	w.raw(":spent")
+	w.echo("this boot attempt has failed, a new one is needed")
+	w.raw("goto again")
+	w.raw(":failed_san")
+	w.echo("FAILED to boot the volume; iPXE's own message is above")
 	w.again(s.Again)
 }
 
