@@ -132,8 +132,11 @@ func newRack(t *testing.T, mode dhcp.Mode, files source) *rack {
 	site := boot.Site{Server: server, Loaders: boot.DefaultLoaders(), Again: 2 * time.Second}
 	var err error
 	r.dhcp, err = dhcp.New(dhcp.Options{
-		Interface: "hsbr0", Server: server, Mode: mode, Prefix: netip.MustParsePrefix("10.77.0.0/24"),
-		Range: dhcp.Range{From: netip.MustParseAddr("10.77.0.100"), To: netip.MustParseAddr("10.77.0.199")},
+		Interface: "hsbr0", Server: server, Mode: mode,
+		Subnet: dhcp.Subnet{
+			Prefix: netip.MustParsePrefix("10.77.0.0/24"),
+			Range:  dhcp.Range{From: netip.MustParseAddr("10.77.0.100"), To: netip.MustParseAddr("10.77.0.199")},
+		},
 		Site:  site, Director: r.director, Leases: filepath.Join(t.TempDir(), "leases"), RouterAdvertisement: true,
 		Recorder: r.recorder, Log: log,
 	})

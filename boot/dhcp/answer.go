@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,10 +27,17 @@ type answer struct {
 
 // answer works on one packet as the segment's own server.
 func (s *Server) answer(ctx context.Context, m message) answer {
-	if !s.serves(m) {
-		return answer{text: "nothing", reason: boot.Reason{Rule: boot.RuleNoAddress, Text: "the request comes from a network that this segment does not serve"}}
+	n, ok := s.choose(m)
+	if !ok {
+		return answer{text: "nothing", reason: boot.Reason{
+			Rule: boot.RuleNoAddress, Text: fmt.Sprintf("the request comes from a network that is not served (%s)", m.link),
+			Fix: "add that network to the segment, or take the relay's forwarding out",
+		}}
 	}
-	if s.strays(m) {
+	m.net = n
+	if m.have.IsValid() && !n.Prefix.Contains(m.have) {
+		// The client claims an address of another network. Answers go to that
+		// address, and they carry boot tokens: none may leave the segment.
 		if m.kind == dhcpv4.MessageTypeRequest {
 			return s.nak(m, m.have, "")
 		}
@@ -50,20 +58,22 @@ func (s *Server) answer(ctx context.Context, m message) answer {
 	return answer{}
 }
 
-// serves says whether the pool is for the network that the packet comes from.
-func (s *Server) serves(m message) bool {
-	if m.relay.IsValid() {
-		return s.o.Prefix.Contains(m.relay)
+// choose gives the subnet that a packet belongs to: of a relayed one the relay's
+// choice, of a machine that writes by itself the one that its address is in, else
+// the link's own. A relay is answered only at an address of a network that is
+// served, or at one that the subnet names (boot tokens travel in answers).
+func (s *Server) choose(m message) (*subnet, bool) {
+	if !m.relay.IsValid() {
+		if n := s.subnetOf(m.have); n != nil && m.kind != dhcpv4.MessageTypeDiscover {
+			return n, true
+		}
+		return s.own, s.own.Prefix.Contains(s.o.Server)
 	}
-	return s.o.Prefix.Contains(s.o.Server)
-}
-
-// strays says whether the client or its relay claims an address of another
-// network. Answers go to that address, and they carry boot tokens: none may
-// leave the segment.
-func (s *Server) strays(m message) bool {
-	away := func(a netip.Addr) bool { return a.IsValid() && !s.o.Prefix.Contains(a) }
-	return away(m.have) || away(m.relay)
+	n := s.subnetOf(m.link)
+	if n == nil || m.relay == s.o.Server {
+		return nil, false
+	}
+	return n, s.subnetOf(m.relay) != nil || slices.Contains(n.Relays, m.relay)
 }
 
 // decision is what director and plan say.
@@ -85,14 +95,25 @@ func (s *Server) decide(ctx context.Context, m message) decision {
 		if m.boot.Stage == boot.StageIPXE {
 			reason = boot.Undecided()
 		}
-		s.mu.Lock()
-		l := s.table.byMAC[m.mac]
-		known := l != nil && l.Known
-		s.mu.Unlock()
-		return decision{offer: offer, reason: reason, known: known}
+		return decision{offer: offer, reason: reason, known: s.wasKnown(m)}
 	}
-	_, reserved := s.o.Reservations(m.mac)
-	return decision{offer: offer, reason: reason, node: a.Node, known: a.Node != "" || reserved}
+	known := a.Node != ""
+	if !known {
+		_, known = s.o.Reservations.Reserved(m.mac, m.net.Prefix)
+	}
+	if !known {
+		known = s.o.Known(m.mac)
+	}
+	s.limits.learn(m.mac, known)
+	return decision{offer: offer, reason: reason, node: a.Node, known: known}
+}
+
+// wasKnown says whether the machine was known when it got its lease.
+func (s *Server) wasKnown(m message) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := m.net.table.byMAC[m.mac]
+	return l != nil && l.Known
 }
 
 func (s *Server) discover(ctx context.Context, m message) answer {
@@ -100,84 +121,134 @@ func (s *Server) discover(ctx context.Context, m message) answer {
 	want := addrOf(m.Options[50])
 	for range 4 {
 		s.mu.Lock()
-		l, fresh, err := s.table.offer(m.mac, want, d.known, s.o.Now())
+		l, probe, err := m.net.table.offer(m.mac, want, d.known, s.o.Now())
 		s.mu.Unlock()
 		if err != nil {
 			return s.noAddress(m, d, err)
 		}
-		if fresh && s.taken(ctx, l) {
-			s.mu.Lock()
-			avoided := s.table.avoid(m.mac, l.Addr, s.o.Now())
-			s.mu.Unlock()
-			if !avoided {
+		if (probe || s.claimed(m.net, l)) && s.taken(ctx, m.net, l.Addr, m.mac) {
+			if !s.avoid(m, l.Addr) {
 				return s.noAddress(m, d, errPoolEmpty)
 			}
 			continue
 		}
-		return s.send(m, dhcpv4.MessageTypeOffer, l.Addr, s.o.LeaseTime, d)
+		if s.link != nil && s.link.arp != nil && !l.Bound {
+			s.link.arp.used()
+		}
+		return s.send(m, dhcpv4.MessageTypeOffer, l.Addr, m.net.LeaseTime, d)
 	}
 	return s.noAddress(m, d, errors.New("every address that was tried is in use by somebody else"))
 }
 
 // taken probes an address that is new to its machine. The machine itself may
-// answer, from an earlier life.
-func (s *Server) taken(ctx context.Context, l Lease) bool {
-	if s.o.ProbeWait < 0 || s.link == nil {
+// answer, from an earlier life. Behind a relay nobody can be asked by ARP: there
+// the machine's own check and its DECLINE are what is left.
+func (s *Server) taken(ctx context.Context, n *subnet, a netip.Addr, m boot.MAC) bool {
+	if s.link == nil || s.link.arp == nil || n != s.own {
 		return false
 	}
-	who, used, err := s.link.probe(ctx, l.Addr, l.MAC, s.o.ProbeWait)
+	who, used, err := s.link.arp.probe(ctx, a, m)
 	if err != nil {
-		s.o.Log.Warn("address not probed", "addr", l.Addr, "err", err)
+		s.o.Log.Warn("address not probed", "addr", a, "err", err)
 	}
 	if used {
-		s.o.Log.Warn("address is in use already", "code", hotspare.CodeAddressInUse, "addr", l.Addr, "by", who, "mac", l.MAC)
+		s.conflict(a, fmt.Sprintf("%s answers there without a lease", s.nameMAC(who)))
 	}
 	return used
 }
 
-func (s *Server) noAddress(m message, d decision, err error) answer {
-	s.o.Log.Warn("no address for machine", "mac", m.mac, "node", d.node, "err", err)
-	reason := boot.Reason{Rule: boot.RuleNoAddress, Text: err.Error(), Fix: "make the range larger, or free addresses"}
-	if errors.Is(err, errUnknown) {
-		reason.Fix = "add the machine as a node, or find out who sends so many MAC addresses"
+// claimed says whether somebody else was heard to claim an address that is not yet
+// its machine's, since it was probed for the stock.
+func (s *Server) claimed(n *subnet, l Lease) bool {
+	if l.Bound || s.link == nil || s.link.arp == nil || n != s.own {
+		return false
 	}
+	who, ok := s.link.arp.claimed(l.Addr, time.Now().Add(-stockFresh))
+	return ok && who != l.MAC
+}
+
+func (s *Server) conflict(a netip.Addr, why string) {
+	s.stat.conflicts.Add(1)
+	s.alarm(&hotspare.Error{
+		Code: hotspare.CodeAddressInUse, What: "an address of the pool is in use by somebody else", Where: a.String(), Why: why,
+		Fix: "give that machine an address outside the range, or by DHCP; the address is left alone for " + conflictHold.String(),
+	})
+}
+
+// avoid puts m's address into quarantine, durably.
+func (s *Server) avoid(m message, a netip.Addr) bool {
+	s.mu.Lock()
+	l, ok := m.net.table.avoid(m.mac, a, s.o.Now())
+	file, batch := s.file, (*leaseBatch)(nil)
+	if ok {
+		batch = file.enter(l)
+	}
+	s.mu.Unlock()
+	s.written(file.commit(batch, s.allLeases), m)
+	return ok
+}
+
+// written reports a change that could not be made durable. It holds all the same:
+// a full disk must not keep machines from booting.
+func (s *Server) written(err error, m message) {
+	if err == nil {
+		return
+	}
+	s.stat.failed.Add(1)
+	s.o.Log.Error("lease not written; it holds in memory only", "mac", m.mac, "err", err)
+}
+
+func (s *Server) noAddress(m message, d decision, err error) answer {
+	s.stat.noAddress.Add(1)
+	reason := boot.Reason{Rule: boot.RuleNoAddress, Code: hotspare.CodePoolEmpty, Text: err.Error(), Fix: "make the range larger, or free addresses"}
+	if errors.Is(err, errUnknown) {
+		reason.Code, reason.Fix = hotspare.CodeDHCPRefuses, "add the machine as a node, or find out who sends so many MAC addresses"
+	}
+	s.alarm(&hotspare.Error{
+		Code: reason.Code, What: "a machine gets no address", Where: fmt.Sprintf("%s on %s", m.net.Prefix.Masked(), s.o.Interface),
+		Why: fmt.Sprintf("%s (%s %s)", err, m.mac, d.node), Fix: reason.Fix,
+	})
 	return answer{text: "nothing", reason: reason, node: d.node}
 }
 
-// request answers the four kinds of REQUEST (RFC 2131 section 4.3.2).
+// request answers the four kinds of REQUEST (RFC 2131 section 4.3.2): selecting
+// names the server, INIT-REBOOT the address alone, renewing and rebinding come from
+// the address itself.
 func (s *Server) request(ctx context.Context, m message) answer {
 	chosen, want := addrOf(m.Options[54]), addrOf(m.Options[50])
-	if chosen.IsValid() && chosen != s.o.Server { // selecting, but another's offer
-		s.noteForeign(chosen, m.mac)
-		s.mu.Lock()
-		if l := s.table.byMAC[m.mac]; l != nil && !l.Bound {
-			s.table.drop(l)
-		}
-		s.mu.Unlock()
-		return answer{text: "nothing", reason: boot.Reason{
-			Rule: boot.RuleNoAddress, Code: hotspare.CodeForeignDHCP, Text: fmt.Sprintf("the machine took the offer of another DHCP server, %s", chosen),
-			Fix: "use proxy mode on this segment, or stop that server",
-		}}
+	if chosen.IsValid() && chosen != s.o.Server && chosen != m.as {
+		return s.lost(m, chosen)
 	}
 	if !want.IsValid() {
-		want = m.have // renewing or rebinding
+		want = m.have
 	}
 	d := s.decide(ctx, m)
 	if !want.IsValid() {
 		return answer{node: d.node, text: "nothing", reason: boot.Reason{Rule: boot.RuleNoAddress, Text: "the request names no address"}}
 	}
-	l, v, err := s.bind(m, want, d.known)
-	switch {
-	case err != nil:
-		s.stat.failed.Add(1)
-		s.o.Log.Error("lease not written; it holds in memory only", "mac", m.mac, "err", err)
-		fallthrough
-	case v == grant:
-		return s.send(m, dhcpv4.MessageTypeAck, l.Addr, s.o.LeaseTime, d)
-	case v == ignore:
+	l, v, err := s.bind(ctx, m, want, d.known)
+	s.written(err, m)
+	switch v {
+	case grant:
+		return s.send(m, dhcpv4.MessageTypeAck, l.Addr, m.net.LeaseTime, d)
+	case ignore:
 		return s.noAddress(m, d, errUnknown)
 	}
 	return s.nak(m, want, d.node)
+}
+
+// lost notes that the machine took another server's offer: what was held for it is
+// free again.
+func (s *Server) lost(m message, chosen netip.Addr) answer {
+	f := s.foreignTaken(chosen, m)
+	s.mu.Lock()
+	if l := m.net.table.byMAC[m.mac]; l != nil && !l.Bound {
+		m.net.table.drop(l)
+	}
+	s.mu.Unlock()
+	return answer{text: "nothing", reason: boot.Reason{
+		Rule: boot.RuleNoAddress, Code: hotspare.CodeForeignDHCP, Text: "the machine took the offer of another DHCP server, " + f.name(), Fix: f.Fix,
+	}}
 }
 
 // nak tells a machine to begin anew.
@@ -186,31 +257,44 @@ func (s *Server) nak(m message, want netip.Addr, node string) answer {
 	if err != nil {
 		return answer{}
 	}
+	s.stat.naks.Add(1)
 	text := fmt.Sprintf("the machine may not have %s; it asks anew", want)
 	out.Options[56] = []byte(text)
 	return answer{packet: out, to: where(m, dhcpv4.MessageTypeNak, netip.Addr{}), text: "NAK", reason: boot.Reason{Rule: boot.RuleNoAddress, Text: text}, node: node}
 }
 
-// bind makes a lease durable. A lease that cannot be written still holds: a full
-// disk must not keep machines from booting.
-func (s *Server) bind(m message, want netip.Addr, known bool) (Lease, verdict, error) {
+// bind makes a lease durable. An address that the machine was not offered lately is
+// probed first: the pool may have forgotten who uses it.
+func (s *Server) bind(ctx context.Context, m message, want netip.Addr, known bool) (Lease, verdict, error) {
+	t := m.net.table
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	l, v := s.table.bind(m.mac, want, known, s.o.LeaseTime, s.o.Now())
-	if v != grant {
-		return l, v, nil
+	v, held := t.judge(m.mac, want, known, s.o.Now())
+	probe := v == grant && !held && !t.isQuiet(want, s.o.Now())
+	s.mu.Unlock()
+	if probe && s.taken(ctx, m.net, want, m.mac) {
+		s.mu.Lock()
+		t.quarantine(want, s.o.Now().Add(conflictHold), s.o.Now())
+		s.mu.Unlock()
+		return Lease{}, refuse, nil
 	}
-	return l, v, s.file.append(l, len(s.table.byMAC), s.leases)
+	s.mu.Lock()
+	l, v := t.bind(m.mac, want, known, m.net.LeaseTime, s.o.Now())
+	file, batch := s.file, (*leaseBatch)(nil)
+	if v == grant {
+		batch = file.enter(l)
+	}
+	s.mu.Unlock()
+	return l, v, file.commit(batch, s.allLeases)
 }
 
 func (s *Server) send(m message, kind dhcpv4.MessageType, addr netip.Addr, lease time.Duration, d decision) answer {
 	out, err := s.reply(m, kind)
 	if err != nil {
-		s.o.Log.Error("DHCP answer not built", "mac", m.mac, "err", err)
 		return answer{}
 	}
-	s.addressOptions(out, addr, lease)
+	s.addressOptions(out, m, addr, lease)
 	bootOptions(out, m.boot, d.offer)
+	shorten(out, m)
 	text := kind.String()
 	if addr.IsValid() {
 		text += " " + addr.String()
@@ -221,30 +305,31 @@ func (s *Server) send(m message, kind dhcpv4.MessageType, addr netip.Addr, lease
 	return answer{packet: out, to: where(m, kind, addr), text: text, reason: d.reason, node: d.node}
 }
 
+// decline takes an address away that the machine itself found in use.
 func (s *Server) decline(m message) answer {
 	addr := addrOf(m.Options[50])
-	s.mu.Lock()
-	avoided := s.table.avoid(m.mac, addr, s.o.Now())
-	s.mu.Unlock()
-	if !avoided {
+	if chosen := addrOf(m.Options[54]); chosen.IsValid() && chosen != s.o.Server && chosen != m.as {
 		return answer{}
 	}
-	s.o.Log.Warn("machine declined its address: somebody else uses it", "code", hotspare.CodeAddressInUse, "addr", addr, "mac", m.mac)
+	if !s.avoid(m, addr) {
+		return answer{}
+	}
+	s.conflict(addr, fmt.Sprintf("%s was to have it and found it in use", m.mac))
 	return answer{text: "noted", reason: boot.Reason{Rule: boot.RuleNoAddress, Code: hotspare.CodeAddressInUse, Text: fmt.Sprintf("somebody else answers on %s", addr), Fix: "find the machine that has it, or exclude the address"}}
 }
 
 func (s *Server) release(m message) answer {
+	if chosen := addrOf(m.Options[54]); chosen.IsValid() && chosen != s.o.Server && chosen != m.as {
+		return answer{}
+	}
 	s.mu.Lock()
-	l, ok := s.table.release(m.mac, m.have, s.o.Now())
-	var err error
+	l, ok := m.net.table.release(m.mac, m.have, s.o.Now())
+	file, batch := s.file, (*leaseBatch)(nil)
 	if ok {
-		err = s.file.append(l, len(s.table.byMAC), s.leases)
+		batch = file.enter(l)
 	}
 	s.mu.Unlock()
-	if err != nil {
-		s.stat.failed.Add(1)
-		s.o.Log.Error("release of a lease not written", "mac", m.mac, "err", err)
-	}
+	s.written(file.commit(batch, s.allLeases), m)
 	if !ok {
 		return answer{}
 	}
@@ -260,9 +345,24 @@ func (s *Server) inform(ctx context.Context, m message) answer {
 }
 
 // answerProxy works on one packet beside another server: boot files only, and
-// only for machines that boot.
-func (s *Server) answerProxy(ctx context.Context, m message, port int) answer {
-	if m.boot.Stage == boot.StageSystem || s.strays(m) {
+// only for machines that boot. With from, its sender, a packet to port 4011 comes
+// from a machine that has its address already.
+func (s *Server) answerProxy(ctx context.Context, m message, from netip.Addr, port int) answer {
+	if port == portPXE {
+		if m.relay.IsValid() {
+			return answer{}
+		}
+		m.net = s.subnetOf(from)
+	} else {
+		m.net, _ = s.choose(m)
+	}
+	if m.net == nil || m.have.IsValid() && !m.net.Prefix.Contains(m.have) {
+		return answer{} // see answer: no boot token leaves the networks that are served
+	}
+	if chosen := addrOf(m.Options[54]); port == portDHCP && m.kind == dhcpv4.MessageTypeRequest && chosen.IsValid() && chosen != s.o.Server {
+		s.foreignTaken(chosen, m)
+	}
+	if m.boot.Stage == boot.StageSystem {
 		return answer{}
 	}
 	kind := dhcpv4.MessageTypeAck
@@ -282,7 +382,30 @@ func (s *Server) answerProxy(ctx context.Context, m message, port int) answer {
 		return answer{}
 	}
 	bootOptions(out, m.boot, d.offer)
+	if item := bootItem(m.Options[43]); item != nil && d.offer.VendorClass == "PXEClient" {
+		// PXE 2.1: the answer names the item of the menu that was asked for.
+		out.Options[43] = append(item, out.Options[43]...)
+	}
 	return answer{packet: out, to: where(m, kind, netip.Addr{}), text: kind.String() + " " + redact(d.offer), reason: d.reason, node: d.node}
+}
+
+// bootItem gives PXE_BOOT_ITEM (71) out of option 43, with tag and length.
+func bootItem(b []byte) []byte {
+	for len(b) >= 2 && b[0] != 255 {
+		if b[0] == 0 {
+			b = b[1:]
+			continue
+		}
+		n := 2 + int(b[1])
+		if len(b) < n {
+			return nil
+		}
+		if b[0] == 71 && n == 6 {
+			return slices.Clone(b[:n])
+		}
+		b = b[n:]
+	}
+	return nil
 }
 
 // redact shows an offer without its token.
@@ -318,6 +441,9 @@ func describe(m message) string {
 	}
 	if m.relay.IsValid() {
 		b.WriteString(", by relay " + m.relay.String())
+		if m.link != m.relay {
+			b.WriteString(" for " + m.link.String())
+		}
 	}
 	return b.String()
 }

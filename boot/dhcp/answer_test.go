@@ -36,7 +36,7 @@ func segment(t *testing.T, mode Mode, d directorFunc) *Server {
 	if err := o.validate(); err != nil {
 		t.Fatal(err)
 	}
-	return &Server{o: o, table: newTable(o), foreign: map[netip.Addr]*Foreign{}}
+	return newServer(o)
 }
 
 func starts(boot.Request) (boot.Assignment, error) {
@@ -81,7 +81,7 @@ func askOn(t *testing.T, s *Server, port int, kind dhcpv4.MessageType, mods ...o
 	}
 	var a answer
 	if s.o.Mode == Proxy {
-		a = s.answerProxy(context.Background(), m, port)
+		a = s.answerProxy(context.Background(), m, m.have, port)
 	} else {
 		a = s.answer(context.Background(), m)
 	}
@@ -205,7 +205,7 @@ func TestRequests(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := segment(t, Authoritative, starts)
-			s.table.bind(n2, ip("10.77.0.107"), true, time.Hour, epoch)
+			s.own.table.bind(n2, ip("10.77.0.107"), true, time.Hour, epoch)
 			out, a := ask(t, s, dhcpv4.MessageTypeRequest, with(system, c.opts...)...)
 			got := dhcpv4.MessageTypeNone
 			if out != nil {
@@ -226,7 +226,7 @@ func TestRequests(t *testing.T) {
 
 func TestOtherMessages(t *testing.T) {
 	s := segment(t, Authoritative, starts)
-	s.table.bind(n1, ip("10.77.0.105"), true, time.Hour, epoch)
+	s.own.table.bind(n1, ip("10.77.0.105"), true, time.Hour, epoch)
 	out, a := ask(t, s, dhcpv4.MessageTypeInform, with(system, dhcpv4.WithClientIP(net.ParseIP("10.77.0.33")))...)
 	if out == nil || out.MessageType() != dhcpv4.MessageTypeAck || !out.YourIPAddr.IsUnspecified() || out.Options.Has(dhcpv4.OptionIPAddressLeaseTime) || a.to.addr != netip.MustParseAddrPort("10.77.0.33:68") {
 		t.Errorf("INFORM: %+v to %s", out, a.to.addr)
@@ -318,9 +318,9 @@ func TestDirectorFailsWhileThePoolIsTight(t *testing.T) {
 		}
 		return starts(r)
 	})
-	s.table.unknown = 0
+	s.own.table.unknown = 0
 	first, _ := ask(t, s, dhcpv4.MessageTypeDiscover, iPXE...)
-	s.table.bind(n1, addrOf(first.YourIPAddr), true, time.Hour, epoch.Add(-2*time.Hour)) // expired since
+	s.own.table.bind(n1, addrOf(first.YourIPAddr), true, time.Hour, epoch.Add(-2*time.Hour)) // expired since
 	fails = true
 	if again, a := ask(t, s, dhcpv4.MessageTypeDiscover, iPXE...); again == nil || !again.YourIPAddr.Equal(first.YourIPAddr) || a.reason.Rule != boot.RuleUndecided {
 		t.Errorf("%+v", a)
@@ -364,7 +364,7 @@ func TestProxy(t *testing.T) {
 
 func TestNoAddressHasAReason(t *testing.T) {
 	s := segment(t, Authoritative, nobody)
-	s.table.unknown = 0
+	s.own.table.unknown = 0
 	out, a := ask(t, s, dhcpv4.MessageTypeDiscover, biosPXE...)
 	if out != nil || a.reason.Rule != boot.RuleNoAddress || !strings.Contains(a.reason.Text, "unknown machines") || a.reason.Fix == "" {
 		t.Errorf("%+v", a)
@@ -411,7 +411,7 @@ func FuzzPacket(f *testing.F) {
 	o.Director, o.Log = directorFunc(starts), slog.New(slog.DiscardHandler)
 	o.Site.Loaders = boot.DefaultLoaders()
 	f.Fuzz(func(t *testing.T, b []byte, proxy bool) {
-		s := &Server{o: o, table: newTable(o), foreign: map[netip.Addr]*Foreign{}}
+		s := newServer(o)
 		protocol := boot.DHCP
 		if proxy {
 			s.o.Mode, protocol = Proxy, boot.ProxyDHCP
@@ -425,7 +425,7 @@ func FuzzPacket(f *testing.F) {
 		}
 		a := s.answer(context.Background(), m)
 		if proxy {
-			a = s.answerProxy(context.Background(), m, portPXE)
+			a = s.answerProxy(context.Background(), m, m.have, portPXE)
 		}
 		if a.packet == nil {
 			return

@@ -25,9 +25,26 @@ func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func options() Options {
 	return Options{
-		Interface: "hsbr0", Server: ip("10.77.0.1"), Prefix: netip.MustParsePrefix("10.77.0.0/24"), Gateway: ip("10.77.0.254"),
-		Range: Range{ip("10.77.0.100"), ip("10.77.0.109")}, LeaseTime: time.Hour, ProbeWait: -1,
+		Interface: "hsbr0", Server: ip("10.77.0.1"), ProbeWait: -1, Watch: -1,
+		Subnet: Subnet{
+			Prefix: netip.MustParsePrefix("10.77.0.0/24"), Gateway: ip("10.77.0.254"),
+			Range: Range{ip("10.77.0.100"), ip("10.77.0.109")}, LeaseTime: time.Hour,
+		},
 	}
+}
+
+func tableOf(o Options) *table {
+	o = o.withDefaults()
+	return newTable(o, o.Subnet)
+}
+
+func reserve(t *testing.T, o Options, list ...Reservation) *ReservationList {
+	t.Helper()
+	r := &ReservationList{}
+	if err := r.Replace(list, []netip.Prefix{o.Prefix}); err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 func must[T any](t *testing.T) func(T, error) T {
@@ -41,7 +58,7 @@ func must[T any](t *testing.T) func(T, error) T {
 }
 
 func TestAMachineKeepsItsAddress(t *testing.T) {
-	tab := newTable(options().withDefaults())
+	tab := tableOf(options())
 	first, fresh, err := tab.offer(n1, netip.Addr{}, true, epoch)
 	if err != nil || !fresh || first.Bound {
 		t.Fatalf("%+v %v %v", first, fresh, err)
@@ -57,7 +74,7 @@ func TestAMachineKeepsItsAddress(t *testing.T) {
 		}
 	}
 	// An empty table gives the same address again: it follows from the MAC.
-	again, _, _ := newTable(options().withDefaults()).offer(n1, netip.Addr{}, true, epoch)
+	again, _, _ := tableOf(options()).offer(n1, netip.Addr{}, true, epoch)
 	if again.Addr != first.Addr {
 		t.Errorf("%s, then %s", first.Addr, again.Addr)
 	}
@@ -65,8 +82,8 @@ func TestAMachineKeepsItsAddress(t *testing.T) {
 
 func TestReservations(t *testing.T) {
 	o := options()
-	o.Reservations = func(m boot.MAC) (netip.Addr, bool) { return ip("10.77.0.20"), m == n1 }
-	tab := newTable(o.withDefaults())
+	o.Reservations = reserve(t, o, Reservation{n1, ip("10.77.0.20"), "n1"})
+	tab := tableOf(o)
 	l, _, err := tab.offer(n1, ip("10.77.0.101"), true, epoch)
 	if err != nil || l.Addr != ip("10.77.0.20") {
 		t.Fatalf("%+v %v", l, err)
@@ -86,7 +103,7 @@ func TestRefusals(t *testing.T) {
 	excluded := ip("10.77.0.103")
 	o := options()
 	o.Exclude = func(a netip.Addr) bool { return a == excluded }
-	tab := newTable(o.withDefaults())
+	tab := tableOf(o)
 	tab.bind(n2, ip("10.77.0.101"), true, time.Hour, epoch)
 	for name, a := range map[string]netip.Addr{
 		"of another network": ip("192.168.1.5"), "another machine's": ip("10.77.0.101"), "excluded": excluded,
@@ -109,7 +126,7 @@ func TestALiveLeaseIsRenewedWhenItBecomesExcluded(t *testing.T) {
 	excluded := netip.Addr{}
 	o := options()
 	o.Exclude = func(a netip.Addr) bool { return a == excluded }
-	tab := newTable(o.withDefaults())
+	tab := tableOf(o)
 	l, _, _ := tab.offer(n1, netip.Addr{}, true, epoch)
 	tab.bind(n1, l.Addr, true, time.Hour, epoch)
 	excluded = l.Addr
@@ -128,7 +145,7 @@ func TestALiveLeaseIsRenewedWhenItBecomesExcluded(t *testing.T) {
 func TestUnknownMachinesCannotStarveTheKnown(t *testing.T) {
 	o := options()
 	o.Unknown = 4
-	tab := newTable(o.withDefaults())
+	tab := tableOf(o)
 	given := 0
 	for i := range 50 {
 		m := boot.MAC{2, 0, 0, 0, 1, byte(i)}
@@ -159,12 +176,12 @@ func TestUnknownMachinesCannotStarveTheKnown(t *testing.T) {
 }
 
 func TestConflicts(t *testing.T) {
-	tab := newTable(options().withDefaults())
+	tab := tableOf(options())
 	l, _, _ := tab.offer(n1, netip.Addr{}, true, epoch)
-	if !tab.avoid(n1, l.Addr, epoch) {
+	if _, ok := tab.avoid(n1, l.Addr, epoch); !ok {
 		t.Fatal("a conflict is not noted")
 	}
-	if tab.avoid(n2, l.Addr, epoch) {
+	if _, ok := tab.avoid(n2, l.Addr, epoch); ok {
 		t.Error("a machine declines what it does not have")
 	}
 	other, _, _ := tab.offer(n1, l.Addr, true, epoch)
@@ -178,7 +195,7 @@ func TestConflicts(t *testing.T) {
 		if err != nil {
 			t.Fatalf("the pool was declined away: %v", err)
 		}
-		if tab.avoid(n1, l.Addr, epoch) {
+		if _, ok := tab.avoid(n1, l.Addr, epoch); ok {
 			noted++
 		}
 	}
@@ -199,8 +216,9 @@ func TestTableAgainstAModel(t *testing.T) {
 		o := options()
 		o.Unknown = 3
 		o.Exclude = func(a netip.Addr) bool { return a == ip("10.77.0.104") }
-		o.Reservations = func(m boot.MAC) (netip.Addr, bool) { return ip("10.77.0.30"), m[5] == 0 }
-		tab, now := newTable(o.withDefaults()), epoch
+		reserved := boot.MAC{0x52}
+		o.Reservations = reserve(t, o, Reservation{reserved, ip("10.77.0.30"), "n0"})
+		tab, now := tableOf(o), epoch
 		held := map[netip.Addr]boot.MAC{} // the model: who may use what, until when
 		until := map[netip.Addr]time.Time{}
 		for range 300 {
@@ -222,7 +240,7 @@ func TestTableAgainstAModel(t *testing.T) {
 				if h, ok := held[l.Addr]; ok && h != m && now.Before(until[l.Addr]) {
 					t.Fatalf("seed %d: %s is granted to %s while %s has it", seed, l.Addr, m, h)
 				}
-				if l.Addr != ip("10.77.0.30") && (!o.Range.Contains(l.Addr) || o.Exclude(l.Addr)) || (l.Addr == ip("10.77.0.30")) != (m[5] == 0) {
+				if l.Addr != ip("10.77.0.30") && (!o.Range.Contains(l.Addr) || o.Exclude(l.Addr)) || l.Addr == ip("10.77.0.30") && m != reserved {
 					t.Fatalf("seed %d: %s is granted to %s", seed, l.Addr, m)
 				}
 				for old, h := range held { // one address per machine
@@ -256,6 +274,9 @@ func TestTableAgainstAModel(t *testing.T) {
 	}
 }
 
+// add makes one change durable.
+func (lf *leaseFile) add(l Lease, all func() []Lease) error { return lf.commit(lf.enter(l), all) }
+
 func TestLeasesSurviveARestart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "leases")
 	lf, got, skipped, err := openLeases(path)
@@ -266,7 +287,7 @@ func TestLeasesSurviveARestart(t *testing.T) {
 	b := a
 	b.Expires = epoch.Add(time.Hour)
 	for _, l := range []Lease{a, {MAC: n2, Addr: ip("10.77.0.101"), Expires: epoch, Bound: true}, b} {
-		if err := lf.append(l, 2, nil); err != nil {
+		if err := lf.add(l, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -316,7 +337,7 @@ func TestLeaseFileCutAnywhere(t *testing.T) {
 	}
 	var ends []int64
 	for i := range 5 {
-		if err := lf.append(Lease{MAC: boot.MAC{2, 0, 0, 0, 0, byte(i + 1)}, Addr: address(number(ip("10.77.0.100")) + uint32(i)), Expires: epoch, Bound: true}, 5, nil); err != nil {
+		if err := lf.add(Lease{MAC: boot.MAC{2, 0, 0, 0, 0, byte(i + 1)}, Addr: address(number(ip("10.77.0.100")) + uint32(i)), Expires: epoch, Bound: true}, nil); err != nil {
 			t.Fatal(err)
 		}
 		fi := must[os.FileInfo](t)(os.Stat(path))
@@ -365,11 +386,11 @@ func TestLeaseFileIsRewrittenWhenItHasGrown(t *testing.T) {
 	defer func() { _ = lf.close() }()
 	l := Lease{MAC: n1, Addr: ip("10.77.0.100"), Expires: epoch, Bound: true}
 	lf.grown = 2000
-	if err := lf.append(l, 1, func() []Lease { return []Lease{l} }); err != nil {
+	if err := lf.add(l, func() []Lease { return []Lease{l} }); err != nil {
 		t.Fatal(err)
 	}
 	l.Expires = epoch.Add(time.Minute)
-	if err := lf.append(l, 1, nil); err != nil {
+	if err := lf.add(l, nil); err != nil {
 		t.Fatal(err)
 	}
 	b := must[[]byte](t)(os.ReadFile(path))
@@ -384,18 +405,18 @@ func TestLeaseFileIsRewrittenWhenItHasGrown(t *testing.T) {
 	// A rewrite that fails, and a write that fails, are made good by the next one.
 	good := lf.path
 	lf.path, lf.grown = filepath.Join(t.TempDir(), "gone", "leases"), 2000
-	if err := lf.append(l, 1, func() []Lease { return []Lease{l} }); err == nil || !lf.torn {
+	if err := lf.add(l, func() []Lease { return []Lease{l} }); err == nil || !lf.torn {
 		t.Errorf("a failed rewrite is not noticed: %v", err)
 	}
 	lf.path = good
-	if err := lf.append(l, 1, func() []Lease { return []Lease{l} }); err != nil || lf.torn {
+	if err := lf.add(l, func() []Lease { return []Lease{l} }); err != nil || lf.torn {
 		t.Errorf("the write after it: %v", err)
 	}
 	lf.f.Close()
-	if err := lf.append(l, 1, nil); err == nil {
+	if err := lf.add(l, nil); err == nil {
 		t.Fatal("a write to a closed file succeeded")
 	}
-	if err := lf.append(l, 1, func() []Lease { return []Lease{l} }); err != nil {
+	if err := lf.add(l, func() []Lease { return []Lease{l} }); err != nil {
 		t.Errorf("the write after it: %v", err)
 	}
 }
@@ -410,7 +431,7 @@ func TestLeaseIsSyncedBeforeItIsTold(t *testing.T) {
 	defer r.Close()
 	defer w.Close()
 	lf := &leaseFile{path: "pipe", f: w}
-	if err := lf.append(Lease{MAC: n1, Addr: ip("10.77.0.100")}, 1, nil); err == nil || !lf.torn {
+	if err := lf.add(Lease{MAC: n1, Addr: ip("10.77.0.100")}, nil); err == nil || !lf.torn {
 		t.Errorf("a failed sync is not noticed: %v", err)
 	}
 }
@@ -424,7 +445,7 @@ func FuzzParseLeases(f *testing.F) {
 			t.Error("leases beside an error")
 		}
 		for _, l := range leases {
-			if l.MAC.IsZero() || !l.Addr.Is4() {
+			if l.MAC.IsZero() != l.Quarantine || !l.Addr.Is4() {
 				t.Errorf("%+v", l)
 			}
 		}

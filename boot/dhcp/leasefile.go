@@ -7,16 +7,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"hotspare"
 	"hotspare/boot"
 )
 
 // The lease file is JSON lines: a header with format and version, then one
-// record per change, the last one of a MAC address counting. It is rewritten
+// record per change, a later one of a machine or an address taking the place of an
+// earlier one; a record without a machine is an address in quarantine. It is rewritten
 // beside itself and renamed when it is opened and when it has grown. A change is
 // on disk before the machine is told of it.
 const (
@@ -29,11 +35,27 @@ type leaseHeader struct {
 	Version int    `json:"version"`
 }
 
+// leaseFile is the file. Changes are entered under the server's lock, in the order
+// in which they happen, and written by whoever waits first for his own: he takes
+// along what others have entered meanwhile, so that many share one sync.
 type leaseFile struct {
-	path  string
-	f     *os.File
-	grown int  // records since the last rewrite
-	torn  bool // a write failed: the next one writes the whole file anew
+	path string
+
+	mu    sync.Mutex // guards batch; taken last
+	batch *leaseBatch
+
+	writing sync.Mutex // guards what follows
+	f       *os.File
+	size    int  // records of the last rewrite
+	grown   int  // records since then
+	torn    bool // a write failed: the next one writes the whole file anew
+}
+
+// leaseBatch is changes that are written together.
+type leaseBatch struct {
+	leases []Lease
+	done   bool // guarded by leaseFile.writing, as is err
+	err    error
 }
 
 // openLeases reads the leases at path, whose folder must exist. skipped counts
@@ -82,46 +104,98 @@ func parseLeases(b []byte) (leases []Lease, skipped int, err error) {
 	if h.Version != leaseVersion {
 		return nil, 0, fmt.Errorf("version %d, this release writes %d", h.Version, leaseVersion)
 	}
-	last := map[boot.MAC]Lease{}
+	// A machine may have a lease in each of several subnets: the last record of
+	// each address of each machine counts, in the order of the file.
+	type key struct {
+		m boot.MAC
+		a netip.Addr
+	}
+	last := map[key]int{}
 	for sc.Scan() {
 		var l Lease
-		if err := json.Unmarshal(sc.Bytes(), &l); err != nil || !l.Addr.Is4() || l.MAC.IsZero() {
+		if err := json.Unmarshal(sc.Bytes(), &l); err != nil || !l.Addr.Is4() || l.MAC.IsZero() != l.Quarantine {
 			skipped++
 			continue
 		}
-		last[l.MAC] = l
+		k := key{l.MAC, l.Addr}
+		if i, ok := last[k]; ok {
+			leases[i].Quarantine, leases[i].MAC = false, boot.MAC{} // replaced
+		}
+		last[k] = len(leases)
+		leases = append(leases, l)
 	}
 	if sc.Err() != nil {
 		skipped++
 	}
-	for _, l := range last {
-		leases = append(leases, l)
-	}
+	leases = slices.DeleteFunc(leases, func(l Lease) bool { return l.MAC.IsZero() && !l.Quarantine })
 	return leases, skipped, nil
 }
 
-// append makes one change durable. There are n leases after it, and all gives
-// them when the file is due to be rewritten.
-func (lf *leaseFile) append(l Lease, n int, all func() []Lease) error {
+// enter adds a change to those that are to be written; commit waits for them.
+func (lf *leaseFile) enter(l Lease) *leaseBatch {
 	if lf == nil {
 		return nil
 	}
-	if lf.torn || lf.grown > 1024+4*n {
-		return lf.rewrite(all())
+	lf.mu.Lock()
+	defer lf.mu.Unlock()
+	if lf.batch == nil {
+		lf.batch = &leaseBatch{}
 	}
-	b, err := json.Marshal(l)
-	if err != nil {
-		return fmt.Errorf("encode lease: %w", err)
+	lf.batch.leases = append(lf.batch.leases, l)
+	return lf.batch
+}
+
+// take gives the changes entered so far and begins a new batch.
+func (lf *leaseFile) take() *leaseBatch {
+	lf.mu.Lock()
+	defer lf.mu.Unlock()
+	b := lf.batch
+	lf.batch = nil
+	return b
+}
+
+// commit returns when the changes of b are durable, or could not be made so. all
+// gives every lease, when the file is due to be rewritten. The caller holds no lock.
+func (lf *leaseFile) commit(b *leaseBatch, all func() []Lease) error {
+	if b == nil {
+		return nil
+	}
+	lf.writing.Lock()
+	defer lf.writing.Unlock()
+	if b.done {
+		return b.err
+	}
+	// Only the holder of writing takes batches: what is entered now is b.
+	b = lf.take()
+	b.done = true
+	if lf.torn || lf.grown > 1024+4*lf.size {
+		// Changes are entered together with the change of the table, so that all
+		// leases, read after the batch was taken, have it in them.
+		b.err = lf.rewrite(all())
+	} else {
+		b.err = lf.write(b.leases)
+	}
+	return b.err
+}
+
+// write appends changes and makes them durable by one sync.
+func (lf *leaseFile) write(leases []Lease) error {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	for _, l := range leases {
+		if err := enc.Encode(l); err != nil {
+			return fmt.Errorf("encode lease: %w", err)
+		}
 	}
 	lf.torn = true
-	if _, err := lf.f.Write(append(b, '\n')); err != nil {
+	if _, err := lf.f.Write(buf.Bytes()); err != nil {
 		return lf.wrap(err)
 	}
-	if err := lf.f.Sync(); err != nil {
+	if err := unix.Fdatasync(int(lf.f.Fd())); err != nil {
 		return lf.wrap(err)
 	}
 	lf.torn = false
-	lf.grown++
+	lf.grown += len(leases)
 	return nil
 }
 
@@ -159,12 +233,17 @@ func (lf *leaseFile) rewrite(leases []Lease) (err error) {
 		lf.f.Close()
 	}
 	// The temporary file is the lease file now; appends go on at its end.
-	lf.f, lf.grown, lf.torn = tmp, 0, false
+	lf.f, lf.size, lf.grown, lf.torn = tmp, len(leases), 0, false
 	return nil
 }
 
 func (lf *leaseFile) close() error {
-	if lf == nil || lf.f == nil {
+	if lf == nil {
+		return nil
+	}
+	lf.writing.Lock()
+	defer lf.writing.Unlock()
+	if lf.f == nil {
 		return nil
 	}
 	return lf.f.Close()

@@ -17,18 +17,22 @@ import (
 )
 
 const (
-	portDHCP = 67   // server side of DHCP
-	portPXE  = 4011 // PXE boot service
+	portDHCP   = 67   // server side of DHCP
+	portClient = 68   // client side
+	portPXE    = 4011 // PXE boot service
 )
 
-// link is the segment's side of the server: its sockets.
+// link is the segment's side of the server: its sockets. Those that are not wanted
+// are nil.
 type link struct {
 	ifi    *net.Interface
 	server netip.Addr
 	dhcp   *socket
-	pxe    *socket      // proxy mode only
+	pxe    *socket      // not in authoritative mode
 	raw    *packet.Conn // sends frames to clients without an address; nil off Ethernet
-	ra     *packet.Conn // IPv6 router solicitations, nil when not wanted
+	arp    *arp         // authoritative mode, with probing
+	spy    *packet.Conn // other servers' answers
+	ra     *packet.Conn // IPv6 router solicitations
 }
 
 // socket is one UDP port, bound to the interface.
@@ -51,10 +55,12 @@ func openLink(o Options) (_ *link, err error) {
 			err = errors.Join(err, l.close())
 		}
 	}()
-	if l.dhcp, err = openSocket(ifi, portDHCP); err != nil {
-		return nil, err
+	if o.Mode != Off {
+		if l.dhcp, err = openSocket(ifi, portDHCP); err != nil {
+			return nil, err
+		}
 	}
-	if o.Mode == Proxy {
+	if o.Mode != Authoritative {
 		if l.pxe, err = openSocket(ifi, portPXE); err != nil {
 			return nil, err
 		}
@@ -66,7 +72,17 @@ func openLink(o Options) (_ *link, err error) {
 	if l.raw, err = packet.Listen(ifi, packet.Raw, 0, nil); err != nil {
 		return nil, fmt.Errorf("open a raw socket on %s: %w", ifi.Name, err)
 	}
-	if o.RouterAdvertisement {
+	if o.Mode == Authoritative && o.ProbeWait > 0 {
+		if l.arp, err = openARP(ifi, o); err != nil {
+			return nil, err
+		}
+	}
+	if o.Mode != Off && o.Watch > 0 {
+		if l.spy, err = listenServers(ifi); err != nil {
+			return nil, err
+		}
+	}
+	if o.RouterAdvertisement || o.IPv6 != nil {
 		if l.ra, err = listenSolicitations(ifi); err != nil {
 			return nil, err
 		}
@@ -100,6 +116,11 @@ func openSocket(ifi *net.Interface, port uint16) (*socket, error) {
 				unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, ifi.Name),
 				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
 			)
+			// A rack that is powered on at once must fit; without the right to
+			// have that much, what the host allows is used.
+			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) != nil {
+				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)
+			}
 		})
 		return errors.Join(err, opt)
 	}}
@@ -158,8 +179,13 @@ func (l *link) unblock() {
 			_ = c.conn.SetReadDeadline(past)
 		}
 	}
-	if l.ra != nil {
-		_ = l.ra.SetReadDeadline(past)
+	for _, c := range []*packet.Conn{l.ra, l.spy} {
+		if c != nil {
+			_ = c.SetReadDeadline(past)
+		}
+	}
+	if l.arp != nil {
+		_ = l.arp.conn.SetReadDeadline(past)
 	}
 }
 
@@ -175,10 +201,13 @@ func (l *link) close() error {
 			note(c.conn.Close())
 		}
 	}
-	for _, c := range []*packet.Conn{l.raw, l.ra} {
+	for _, c := range []*packet.Conn{l.raw, l.ra, l.spy} {
 		if c != nil {
 			note(c.Close())
 		}
+	}
+	if l.arp != nil {
+		note(l.arp.conn.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -17,57 +17,51 @@ type Mode string
 const (
 	Authoritative Mode = "authoritative" // addresses and boot files
 	Proxy         Mode = "proxy"         // boot files only; another server gives addresses
-	Off           Mode = "off"           // nothing: another server is configured to point here
+	// Off leaves port 67 alone: another server is configured by a Snippet to
+	// point here. What it points to is the PXE boot service on port 4011, which
+	// is served when Options.Interface is set.
+	Off Mode = "off"
 )
 
-// Range is a pool of addresses, both ends included.
-type Range struct{ From, To netip.Addr }
-
-// Contains says whether a is in the pool.
-func (r Range) Contains(a netip.Addr) bool {
-	return a.IsValid() && r.From.Compare(a) <= 0 && a.Compare(r.To) <= 0
-}
-
-// Size is the number of addresses.
-func (r Range) Size() int {
-	if !r.From.Is4() || !r.To.Is4() || r.To.Less(r.From) {
-		return 0
-	}
-	return int(number(r.To)-number(r.From)) + 1
-}
-
-// Options of a Server.
+// Options of a Server. A server serves one link; appliances with several links run
+// several servers.
 type Options struct {
-	Interface string        // Linux name of the segment's interface
-	Server    netip.Addr    // our IPv4 address there: option 54 and source of answers
-	Mode      Mode          // "" is Authoritative
-	Prefix    netip.Prefix  // the machines' network
-	Range     Range         // pool; Authoritative needs one
-	Gateway   netip.Addr    // option 3; zero: none
-	DNS       []netip.Addr  // option 6
-	LeaseTime time.Duration // 0: one hour; it outlasts a boot with a large image
+	Interface string     // Linux name of the segment's interface
+	Server    netip.Addr // our IPv4 address there: option 54 and source of answers
+	Mode      Mode       // "" is Authoritative
+	Subnet               // the link's own network
+	Relayed   []Subnet   // networks behind relays that forward to Server
+	IPv6      *IPv6      // what machines are told over IPv6; nil: nothing, see RouterAdvertisement
 
 	Site     boot.Site     // where boot files are
 	Director boot.Director // what is meant for whom
 
-	// Reservations gives the fixed address of a MAC address. Reserved addresses
-	// that lie inside Range must also be named by Exclude.
-	Reservations func(boot.MAC) (netip.Addr, bool)
+	Reservations Reservations // nil: none
 	// Exclude names addresses that the pool must never give, such as those of
 	// applications. It is asked at every offer and renewal.
 	Exclude func(netip.Addr) bool
-	// Unknown is how many addresses machines that the Director does not know may
-	// hold at once, so that invented MAC addresses cannot starve the known ones.
-	// 0: half of the pool.
-	Unknown int
+	// Known says whether a machine is a node, so that a flood of invented MAC
+	// addresses does not keep it waiting. nil: machines count as known once the
+	// Director has named them.
+	Known  func(boot.MAC) bool
+	Limits Limits
 	// ProbeWait is how long an address that is new to a machine is probed by ARP
 	// before it is offered (RFC 5227). 0: 200 ms; negative: no probing.
 	ProbeWait time.Duration
+	// Watch is how often the segment is asked for other DHCP servers. 0: every 5
+	// minutes; negative: never.
+	Watch time.Duration
+	// Vendor names the maker of a network card, for what is told of foreign
+	// servers. nil: the list of Debian's package ieee-data, when it is there.
+	Vendor func(boot.MAC) string
 
 	Leases string // path of the lease file; "" keeps leases in memory only
 	// RouterAdvertisement answers IPv6 router solicitations with a lifetime of 0.
 	RouterAdvertisement bool
 
+	// Alarm is told of what an operator should know: once when it begins. nil:
+	// the log alone.
+	Alarm    func(*hotspare.Error)
 	Recorder *boot.Recorder
 	Log      *slog.Logger
 	Now      func() time.Time
@@ -77,26 +71,40 @@ func (o Options) withDefaults() Options {
 	if o.Mode == "" {
 		o.Mode = Authoritative
 	}
-	if o.LeaseTime == 0 {
-		o.LeaseTime = time.Hour
+	o.Subnet = o.Subnet.withDefaults()
+	relayed := make([]Subnet, 0, len(o.Relayed))
+	for _, n := range o.Relayed {
+		relayed = append(relayed, n.withDefaults())
 	}
-	if o.Unknown == 0 {
-		o.Unknown = max(1, o.Range.Size()/2)
+	o.Relayed = relayed
+	if o.IPv6 != nil {
+		x := o.IPv6.withDefaults()
+		o.IPv6 = &x
 	}
+	o.Limits = o.Limits.withDefaults()
 	if o.ProbeWait == 0 {
 		o.ProbeWait = 200 * time.Millisecond
 	}
+	if o.Watch == 0 {
+		o.Watch = 5 * time.Minute
+	}
 	if o.Reservations == nil {
-		o.Reservations = func(boot.MAC) (netip.Addr, bool) { return netip.Addr{}, false }
+		o.Reservations = &ReservationList{}
 	}
 	if o.Exclude == nil {
 		o.Exclude = func(netip.Addr) bool { return false }
+	}
+	if o.Known == nil {
+		o.Known = func(boot.MAC) bool { return false }
 	}
 	if !o.Site.Server.IsValid() {
 		o.Site.Server = o.Server
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Alarm == nil {
+		o.Alarm = func(*hotspare.Error) {}
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -105,12 +113,15 @@ func (o Options) withDefaults() Options {
 }
 
 func (o Options) validate() error {
+	where := "dhcp"
 	bad := func(field, why string) error {
-		return &hotspare.Error{Code: hotspare.CodeInvalid, What: "the DHCP server is not configured", Where: "dhcp." + field, Why: why, Fix: "correct the segment's configuration"}
+		return &hotspare.Error{Code: hotspare.CodeInvalid, What: "the DHCP server is not configured", Where: where + "." + field, Why: why, Fix: "correct the segment's configuration"}
 	}
 	switch o.Mode {
 	case Off:
-		return nil
+		if o.Interface == "" {
+			return nil
+		}
 	case Authoritative, Proxy:
 	default:
 		return bad("mode", fmt.Sprintf("%q is none of authoritative, proxy, off", o.Mode))
@@ -122,20 +133,30 @@ func (o Options) validate() error {
 		return bad("server", fmt.Sprintf("%s is no IPv4 address", o.Server))
 	case o.Director == nil:
 		return bad("director", "it is missing")
-	case !o.Prefix.IsValid() || !o.Prefix.Addr().Is4():
-		return bad("prefix", "want the IPv4 network of the machines")
-	case o.Mode == Proxy:
-		return nil
-	case o.Range.Size() == 0:
-		return bad("range", "want two IPv4 addresses, the lower one first")
-	case !o.Prefix.Contains(o.Range.From) || !o.Prefix.Contains(o.Range.To):
-		return bad("range", fmt.Sprintf("%s-%s is not inside %s", o.Range.From, o.Range.To, o.Prefix))
-	case o.Range.Size() > 1<<16:
-		return bad("range", "more than 65536 addresses")
-	case o.Gateway.IsValid() && !o.Prefix.Contains(o.Gateway):
-		return bad("gateway", fmt.Sprintf("%s is not inside %s", o.Gateway, o.Prefix))
-	case o.LeaseTime < time.Minute:
-		return bad("leaseTime", "shorter than a minute")
+	}
+	mode := o.Mode
+	if mode == Off {
+		mode = Proxy
+	}
+	if err := o.Subnet.validate(mode, bad); err != nil {
+		return err
+	}
+	nets := []Subnet{o.Subnet}
+	for _, n := range o.Relayed {
+		where = "dhcp.relayed " + n.Prefix.String()
+		if err := n.validate(mode, bad); err != nil {
+			return err
+		}
+		for _, other := range nets {
+			if n.Prefix.Overlaps(other.Prefix) {
+				return bad("prefix", "it overlaps "+other.Prefix.String())
+			}
+		}
+		nets = append(nets, n)
+	}
+	if o.IPv6 != nil {
+		where = "dhcp.ipv6"
+		return o.IPv6.validate(bad)
 	}
 	return nil
 }

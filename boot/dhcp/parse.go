@@ -18,9 +18,26 @@ type message struct {
 	kind  dhcpv4.MessageType
 	mac   boot.MAC
 	relay netip.Addr // giaddr, invalid without a relay
+	link  netip.Addr // by which the subnet is chosen: link selection, else giaddr
+	as    netip.Addr // server identifier that the relay wants us to use, RFC 5107
 	have  netip.Addr // ciaddr, invalid when the client has no address
 	boot  boot.Request
+	net   *subnet // that it belongs to; set by the server
 }
+
+// Bounds of what is read. A packet over Ethernet fits 1,500 bytes; a relay may
+// have added some. RFC 1542 section 4.1.1 stops a packet that went through 16
+// relays: it goes in a circle.
+const (
+	longest = 4096
+	hopsMax = 16
+)
+
+// Sub-options of option 82 (RFC 3046) that are heeded.
+const (
+	relayLink     = 5  // RFC 3527
+	relayServerID = 11 // RFC 5107
+)
 
 // parse reads one datagram of a client. The library has panicked on hostile
 // packets before (insomniacslk/dhcp #382, #583): a panic becomes an error.
@@ -30,9 +47,18 @@ func parse(b []byte, protocol boot.Protocol) (m message, err error) {
 			err = fmt.Errorf("the packet made the parser panic: %v", p)
 		}
 	}()
+	if len(b) > longest {
+		return message{}, fmt.Errorf("%d bytes are more than any client sends", len(b))
+	}
 	d, err := dhcpv4.FromBytes(b)
 	if err != nil {
 		return message{}, fmt.Errorf("parse: %w", err)
+	}
+	if err := unfold(d, b); err != nil {
+		return message{}, err
+	}
+	if d.HopCount > hopsMax {
+		return message{}, fmt.Errorf("it went through %d relays: it goes in a circle", d.HopCount)
 	}
 	if d.OpCode != dhcpv4.OpcodeBootRequest {
 		return message{}, fmt.Errorf("opcode %d is no request", d.OpCode)
@@ -45,9 +71,68 @@ func parse(b []byte, protocol boot.Protocol) (m message, err error) {
 	if m.kind == dhcpv4.MessageTypeNone {
 		return message{}, fmt.Errorf("BOOTP without a DHCP message type")
 	}
+	m.link = m.relay
+	if m.relay.IsValid() {
+		if a, ok := agentAddr(d.Options[82], relayLink); ok {
+			m.link = a
+		}
+		m.as, _ = agentAddr(d.Options[82], relayServerID)
+	}
 	m.boot = bootRequest(d, mac, protocol)
 	m.boot.Client = m.have
 	return m, nil
+}
+
+// unfold reads the options that lie in the fields file and sname (RFC 2132 section
+// 9.3): first those in file, then those in sname.
+func unfold(d *dhcpv4.DHCPv4, b []byte) error {
+	o := d.Options[52]
+	if len(o) == 0 {
+		return nil
+	}
+	if len(o) != 1 || o[0] < 1 || o[0] > 3 || len(b) < 236 {
+		return fmt.Errorf("option 52 is % x", o)
+	}
+	delete(d.Options, 52)
+	for _, field := range []struct {
+		bit  byte
+		b    []byte
+		text *string
+	}{{1, b[108:236], &d.BootFileName}, {2, b[44:108], &d.ServerHostName}} {
+		if o[0]&field.bit == 0 {
+			continue
+		}
+		*field.text = ""
+		if err := d.Options.FromBytes(field.b); err != nil {
+			return fmt.Errorf("overloaded field: %w", err)
+		}
+	}
+	return nil
+}
+
+// agentAddr finds an address among the sub-options of option 82.
+func agentAddr(b []byte, code byte) (netip.Addr, bool) {
+	for len(b) >= 2 {
+		n := int(b[1])
+		if len(b) < 2+n {
+			return netip.Addr{}, false
+		}
+		if b[0] == code && n == 4 {
+			a := addrOf(b[2:6])
+			return a, a.IsValid()
+		}
+		b = b[2+n:]
+	}
+	return netip.Addr{}, false
+}
+
+// sender reads the MAC address of a packet's client without parsing it, so that a
+// flood is cheap to drop.
+func sender(b []byte) (boot.MAC, bool) {
+	if len(b) < 240 || b[0] != 1 || b[1] != 1 || b[2] != 6 {
+		return boot.MAC{}, false
+	}
+	return boot.MACFrom(b[28:34])
 }
 
 func bootRequest(d *dhcpv4.DHCPv4, mac boot.MAC, protocol boot.Protocol) boot.Request {

@@ -42,13 +42,16 @@ func where(m message, kind dhcpv4.MessageType, your netip.Addr) destination {
 // reply builds an answer with what every answer has: option 54, the client's
 // identifiers, the relay's option 82.
 func (s *Server) reply(m message, kind dhcpv4.MessageType) (*dhcpv4.DHCPv4, error) {
-	out, err := dhcpv4.NewReplyFromRequest(m.DHCPv4,
-		dhcpv4.WithMessageType(kind),
-		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IP(s.o.Server.AsSlice()))),
-	)
+	id := s.o.Server
+	if m.as.IsValid() {
+		id = m.as // RFC 5107: the client renews through its relay
+	}
+	out, err := dhcpv4.NewReplyFromRequest(m.DHCPv4, dhcpv4.WithMessageType(kind))
 	if err != nil {
+		s.o.Log.Error("DHCP answer not built", "mac", m.mac, "err", err)
 		return nil, fmt.Errorf("build %s: %w", kind, err)
 	}
+	out.Options[54] = id.AsSlice()
 	if guid := m.Options[97]; len(guid) > 0 {
 		out.Options[97] = guid // PXE 2.1: must come back, some firmware checks
 	}
@@ -62,22 +65,29 @@ func (s *Server) reply(m message, kind dhcpv4.MessageType) (*dhcpv4.DHCPv4, erro
 }
 
 // addressOptions adds address and network settings.
-func (s *Server) addressOptions(out *dhcpv4.DHCPv4, addr netip.Addr, lease time.Duration) {
-	mask := net.CIDRMask(s.o.Prefix.Bits(), 32)
-	out.Options[1] = mask
-	if s.o.Gateway.IsValid() {
-		out.Options[3] = s.o.Gateway.AsSlice()
+func (s *Server) addressOptions(out *dhcpv4.DHCPv4, m message, addr netip.Addr, lease time.Duration) {
+	n, list := m.net, m.Options[55]
+	out.Options[1] = net.CIDRMask(n.Prefix.Bits(), 32)
+	if n.Gateway.IsValid() {
+		out.Options[3] = n.Gateway.AsSlice()
 	}
-	var dns []byte
-	for _, a := range s.o.DNS {
-		if a.Is4() {
-			dns = append(dns, a.AsSlice()...)
+	set := func(code uint8, v []byte) {
+		if len(v) > 0 && wanted(list, code) {
+			out.Options[code] = v
 		}
 	}
-	if len(dns) > 0 {
+	if dns := join(n.DNS); len(dns) > 0 {
 		out.Options[6] = dns
 	}
-	if b := broadcast(s.o.Prefix); b.IsValid() {
+	set(15, []byte(n.Domain))
+	set(42, join(n.NTP))
+	set(119, searchList(n.Search))
+	for _, e := range n.Extra {
+		if e.Always || wanted(list, e.Code) {
+			out.Options[e.Code] = e.Value
+		}
+	}
+	if b := broadcast(n.Prefix); b.IsValid() {
 		out.Options[28] = b.AsSlice()
 	}
 	if !addr.IsValid() { // an INFORM: the client has its address from elsewhere
@@ -87,6 +97,42 @@ func (s *Server) addressOptions(out *dhcpv4.DHCPv4, addr netip.Addr, lease time.
 	out.Options[51] = seconds(lease)
 	out.Options[58] = seconds(lease / 2)
 	out.Options[59] = seconds(lease / 8 * 7)
+}
+
+func join(addrs []netip.Addr) []byte {
+	var b []byte
+	for _, a := range addrs {
+		if a.Is4() {
+			b = append(b, a.AsSlice()...)
+		}
+	}
+	return b
+}
+
+// smallest is what every client takes (RFC 2131 section 2), of a datagram with its
+// IP and UDP headers.
+const smallest = 576
+
+// shorten drops options that the client can do without until the answer is no
+// longer than the client takes (option 57): the operator's own first, the highest
+// code first.
+func shorten(out *dhcpv4.DHCPv4, m message) {
+	most := smallest
+	if b := m.Options[57]; len(b) == 2 {
+		most = max(most, int(b[0])<<8|int(b[1]))
+	}
+	most -= 28
+	size := 241 // header, cookie, end
+	for _, v := range out.Options {
+		size += len(v) + 2*max(1, (len(v)+254)/255)
+	}
+	for code := 254; code > 0 && size > most; code-- {
+		v, there := out.Options[uint8(code)]
+		if _, must := ours[uint8(code)]; there && (!must || code == 119 || code == 42 || code == 15) {
+			delete(out.Options, uint8(code))
+			size -= len(v) + 2
+		}
+	}
 }
 
 // bootOptions adds what to boot, in header fields and options both: firmware

@@ -179,7 +179,7 @@ func TestAddressInUseIsNotOffered(t *testing.T) {
 	}
 	w := newWire(t)
 	o := segmentOptions(t)
-	free, _, err := newTable(o.withDefaults()).offer(n1, netip.Addr{}, true, epoch)
+	free, _, err := tableOf(o).offer(n1, netip.Addr{}, true, epoch)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,6 +195,9 @@ func TestAddressInUseIsNotOffered(t *testing.T) {
 	}
 	if !o.Range.Contains(addrOf(d.YourIPAddr)) || len(s.Leases()) != 1 {
 		t.Errorf("offered %s, leases %+v", d.YourIPAddr, s.Leases())
+	}
+	if q := s.Quarantined(); len(q) != 1 || q[0].Addr != free.Addr || s.Stats().Conflicts != 1 {
+		t.Errorf("in quarantine: %+v, counters %+v", q, s.Stats())
 	}
 }
 
@@ -391,6 +394,6 @@ func FuzzFrames(f *testing.F) {
 				t.Errorf("% x", a)
 			}
 		}
-		arpAnswer(b, ip("10.77.0.1"))
+		arpSender(b)
 	})
 }

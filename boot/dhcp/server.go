@@ -15,8 +15,8 @@ import (
 )
 
 // atOnce bounds the packets that are worked on at one time; more are dropped and
-// their senders ask again.
-const atOnce = 64
+// their senders ask again. Most of them wait for one sync of the lease file.
+const atOnce = 512
 
 // Stats counts what the server saw since New.
 type Stats struct {
@@ -24,29 +24,55 @@ type Stats struct {
 	Answered  uint64 `json:"answered"`
 	Malformed uint64 `json:"malformed"` // not parsed, or no client's request
 	Dropped   uint64 `json:"dropped"`   // too many at once
+	Limited   uint64 `json:"limited"`   // too many of one machine
+	Unknown   uint64 `json:"unknown"`   // too many of unknown machines together
+	NoAddress uint64 `json:"noAddress"` // the pool, or the share of the unknown, was used up
+	Conflicts uint64 `json:"conflicts"` // addresses on which somebody else answered
+	NAKs      uint64 `json:"naks"`
 	Panics    uint64 `json:"panics"`
 	Failed    uint64 `json:"failed"` // an answer could not be sent or a lease not written
 }
 
-// Foreign is another DHCP server whose offers machines on this segment take.
-type Foreign struct {
-	Server netip.Addr `json:"server"`
-	Last   time.Time  `json:"last"`
-	MAC    boot.MAC   `json:"mac"` // the machine that took its offer last
-	Count  uint64     `json:"count"`
+// Usage is how full a subnet's pool is.
+type Usage struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Size   int          `json:"size"`
+	Used   int          `json:"used"` // held by machines, or in quarantine
 }
 
-// Server serves one segment. It holds its ports from New on; Serve answers.
-type Server struct {
-	o Options
+// subnet is a network that is served, with who has which address.
+type subnet struct {
+	Subnet
+	table *table
+}
 
-	mu      sync.Mutex // guards table, file, foreign
-	table   *table
+// Server serves one link. It holds its ports from New on; Serve answers.
+type Server struct {
+	o      Options
+	limits *limiter
+
+	mu      sync.Mutex // guards the tables, file, foreign, alarmed
+	own     *subnet
+	subnets []*subnet // own first
 	file    *leaseFile
 	foreign map[netip.Addr]*Foreign
+	alarmed map[string]time.Time // last seen
 
-	link *link // sockets; nil when off
-	stat struct{ received, answered, malformed, dropped, panics, failed atomic.Uint64 }
+	link *link // sockets; nil when nothing is served
+	v6   *v6   // nil without IPv6
+	stat struct {
+		received, answered, malformed, dropped, limited, unknown, noAddress, conflicts, naks, panics, failed atomic.Uint64
+	}
+}
+
+// newServer makes a server without sockets and files.
+func newServer(o Options) *Server {
+	s := &Server{o: o, limits: newLimiter(o.Limits), foreign: map[netip.Addr]*Foreign{}, alarmed: map[string]time.Time{}}
+	for _, n := range append([]Subnet{o.Subnet}, o.Relayed...) {
+		s.subnets = append(s.subnets, &subnet{Subnet: n, table: newTable(o, n)})
+	}
+	s.own = s.subnets[0]
+	return s
 }
 
 // New takes the ports and reads the leases. A taken port is a *hotspare.Error
@@ -57,8 +83,8 @@ func New(o Options) (_ *Server, err error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, table: newTable(o), foreign: map[netip.Addr]*Foreign{}}
-	if o.Mode == Off {
+	s := newServer(o)
+	if o.Mode == Off && o.Interface == "" {
 		return s, nil
 	}
 	if o.Mode == Authoritative && o.Leases != "" {
@@ -81,10 +107,28 @@ func (s *Server) openLeases() error {
 		s.o.Log.Warn("lease file has unreadable lines", "path", s.o.Leases, "lines", skipped)
 	}
 	s.file = file
-	// Oldest first, so that of two leases on one address the later one stays.
-	slices.SortFunc(leases, func(a, b Lease) int { return a.Expires.Compare(b.Expires) })
-	for _, l := range leases {
-		s.table.put(&l)
+	now := s.o.Now()
+	for _, l := range leases { // a later one takes the place of an earlier one
+		n := s.subnetOf(l.Addr)
+		switch {
+		case n == nil: // a network that is served no more
+		case l.Quarantine:
+			if now.Before(l.Expires) {
+				n.table.quarantine(l.Addr, l.Expires, now)
+			}
+		default:
+			n.table.put(&l, now)
+		}
+	}
+	return nil
+}
+
+// subnetOf gives the subnet that an address belongs to, or nil.
+func (s *Server) subnetOf(a netip.Addr) *subnet {
+	for _, n := range s.subnets {
+		if n.Prefix.Contains(a) {
+			return n
+		}
 	}
 	return nil
 }
@@ -104,14 +148,14 @@ func (s *Server) Close() error {
 // Serve answers until ctx ends; then it closes the server and returns nil. Any
 // other end is an error.
 func (s *Server) Serve(ctx context.Context) error {
-	if s.o.Mode == Off {
+	if s.link == nil {
 		<-ctx.Done()
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(ctx, func() { s.link.unblock() })
 	var wg sync.WaitGroup
-	errs := make(chan error, 3)
+	errs := make(chan error, 8)
 	run := func(name string, f func(context.Context) error) {
 		wg.Go(func() {
 			if err := f(ctx); err != nil && ctx.Err() == nil {
@@ -120,7 +164,19 @@ func (s *Server) Serve(ctx context.Context) error {
 			cancel()
 		})
 	}
-	run("DHCP", func(ctx context.Context) error { return s.loop(ctx, s.link.dhcp, portDHCP) })
+	if s.link.dhcp != nil {
+		run("DHCP", func(ctx context.Context) error { return s.loop(ctx, s.link.dhcp, portDHCP) })
+	}
+	if s.link.arp != nil {
+		run("ARP", s.link.arp.listen)
+		run("address probes", s.keepStock)
+	}
+	if s.link.spy != nil {
+		run("watch for other DHCP servers", s.watch)
+	}
+	if s.v6 != nil {
+		run("DHCPv6", s.serve6)
+	}
 	if s.link.pxe != nil {
 		run("proxyDHCP", func(ctx context.Context) error { return s.loop(ctx, s.link.pxe, portPXE) })
 	}
@@ -139,8 +195,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 }
 
-// loop reads packets and answers each on a goroutine of its own, for a probe or
-// a slow Director must not hold up other machines.
+// loop reads packets and answers each on a goroutine of its own, for a probe, a
+// slow Director or the disk must not hold up other machines.
 func (s *Server) loop(ctx context.Context, c *socket, port int) error {
 	slots := make(chan struct{}, atOnce)
 	var wg sync.WaitGroup
@@ -152,6 +208,9 @@ func (s *Server) loop(ctx context.Context, c *socket, port int) error {
 			return err
 		}
 		s.stat.received.Add(1)
+		if !s.admit(buf[:n]) {
+			continue
+		}
 		select {
 		case slots <- struct{}{}:
 		default:
@@ -172,10 +231,36 @@ func (s *Server) loop(ctx context.Context, c *socket, port int) error {
 	}
 }
 
+// admit says whether a packet is worth parsing.
+func (s *Server) admit(b []byte) bool {
+	mac, ok := sender(b)
+	if !ok {
+		s.stat.malformed.Add(1)
+		return false
+	}
+	switch s.limits.admit(mac, s.o.Known, s.o.Now()) {
+	case tooMany:
+		if s.stat.limited.Add(1)%1000 == 1 {
+			s.o.Log.Warn("a machine sends DHCP packets faster than any client does; they are dropped", "mac", mac, "limit", s.o.Limits.PerMachine)
+		}
+		return false
+	case tooForeign:
+		if s.stat.unknown.Add(1)%100 == 1 {
+			s.alarm(&hotspare.Error{
+				Code: hotspare.CodeDHCPRefuses, What: "DHCP packets of unknown machines are dropped", Where: s.o.Interface,
+				Why: fmt.Sprintf("they are more than %d a second; the last one is from %s", s.o.Limits.Unknown, mac),
+				Fix: "find out on the switch who sends so many MAC addresses; nodes are served all the same",
+			})
+		}
+		return false
+	}
+	return true
+}
+
 // packet answers one packet.
 func (s *Server) packet(ctx context.Context, c *socket, b []byte, from netip.AddrPort, port int) {
 	protocol := boot.DHCP
-	if s.o.Mode == Proxy {
+	if s.o.Mode != Authoritative {
 		protocol = boot.ProxyDHCP
 	}
 	m, err := parse(b, protocol)
@@ -185,13 +270,13 @@ func (s *Server) packet(ctx context.Context, c *socket, b []byte, from netip.Add
 		return
 	}
 	var a answer
-	if s.o.Mode == Proxy {
-		a = s.answerProxy(ctx, m, port)
-	} else {
+	if s.o.Mode == Authoritative {
 		a = s.answer(ctx, m)
+	} else {
+		a = s.answerProxy(ctx, m, from.Addr(), port)
 	}
 	if a.packet != nil {
-		if port == portPXE && s.o.Prefix.Contains(from.Addr()) {
+		if port == portPXE {
 			a.to = destination{addr: from} // PXE 2.1: back to where it came from
 		}
 		if err := s.link.send(c, a.packet.ToBytes(), a.to); err != nil {
@@ -211,18 +296,36 @@ func (s *Server) packet(ctx context.Context, c *socket, b []byte, from netip.Add
 }
 
 // Leases gives all leases, live and remembered, by address.
-func (s *Server) Leases() []Lease {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.leases()
+func (s *Server) Leases() []Lease { return s.list(false) }
+
+// Quarantined gives the addresses that are left alone because somebody without a
+// lease answers there.
+func (s *Server) Quarantined() []Lease { return s.list(true) }
+
+func (s *Server) list(quarantine bool) []Lease {
+	out := slices.DeleteFunc(s.allLeases(), func(l Lease) bool { return l.Quarantine != quarantine })
+	slices.SortFunc(out, func(a, b Lease) int { return a.Addr.Compare(b.Addr) })
+	return out
 }
 
-func (s *Server) leases() []Lease {
-	out := make([]Lease, 0, len(s.table.byMAC))
-	for _, l := range s.table.byMAC {
-		out = append(out, *l)
+func (s *Server) allLeases() []Lease {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []Lease
+	for _, n := range s.subnets {
+		out = n.table.leases(out, s.o.Now())
 	}
-	slices.SortFunc(out, func(a, b Lease) int { return a.Addr.Compare(b.Addr) })
+	return out
+}
+
+// Usage gives how full the pools are, the link's own first.
+func (s *Server) Usage() []Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Usage, 0, len(s.subnets))
+	for _, n := range s.subnets {
+		out = append(out, Usage{Prefix: n.Prefix.Masked(), Size: n.Range.Size(), Used: n.table.used(s.o.Now())})
+	}
 	return out
 }
 
@@ -230,59 +333,57 @@ func (s *Server) leases() []Lease {
 func (s *Server) MACOf(addr netip.Addr) (boot.MAC, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.table.byAddr[addr]
+	n := s.subnetOf(addr)
+	if n == nil {
+		return boot.MAC{}, false
+	}
+	l := n.table.byAddr[addr]
 	if l == nil || !l.Live(s.o.Now()) {
 		return boot.MAC{}, false
 	}
 	return l.MAC, true
 }
 
-// AddrOf gives the address that mac has by a live lease.
-func (s *Server) AddrOf(mac boot.MAC) (netip.Addr, bool) {
+// AddrOf gives the address that mac has by a live lease; of several, in different
+// subnets, the one that lasts longest.
+func (s *Server) AddrOf(mac boot.MAC) (a netip.Addr, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.table.byMAC[mac]
-	if l == nil || !l.Live(s.o.Now()) {
-		return netip.Addr{}, false
+	var until time.Time
+	for _, n := range s.subnets {
+		if l := n.table.byMAC[mac]; l != nil && l.Live(s.o.Now()) && l.Expires.After(until) {
+			a, ok, until = l.Addr, true, l.Expires
+		}
 	}
-	return l.Addr, true
+	return a, ok
 }
 
 // Stats gives the counters.
 func (s *Server) Stats() Stats {
+	c := &s.stat
 	return Stats{
-		Received: s.stat.received.Load(), Answered: s.stat.answered.Load(), Malformed: s.stat.malformed.Load(),
-		Dropped: s.stat.dropped.Load(), Panics: s.stat.panics.Load(), Failed: s.stat.failed.Load(),
+		Received: c.received.Load(), Answered: c.answered.Load(), Malformed: c.malformed.Load(), Dropped: c.dropped.Load(),
+		Limited: c.limited.Load(), Unknown: c.unknown.Load(), NoAddress: c.noAddress.Load(), Conflicts: c.conflicts.Load(),
+		NAKs: c.naks.Load(), Panics: c.panics.Load(), Failed: c.failed.Load(),
 	}
 }
 
-// ForeignServers gives the other DHCP servers that were noticed.
-func (s *Server) ForeignServers() []Foreign {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := make([]Foreign, 0, len(s.foreign))
-	for _, f := range s.foreign {
-		out = append(out, *f)
-	}
-	slices.SortFunc(out, func(a, b Foreign) int { return a.Server.Compare(b.Server) })
-	return out
-}
+// alarmQuiet is how long a cause must have been gone to be told of again.
+const alarmQuiet = 10 * time.Minute
 
-// noteForeign remembers that mac took the offer of another server.
-func (s *Server) noteForeign(server netip.Addr, mac boot.MAC) {
+// alarm tells the operator, once while a cause lasts.
+func (s *Server) alarm(e *hotspare.Error) {
+	key, now := string(e.Code)+" "+e.Where, s.o.Now()
 	s.mu.Lock()
-	f := s.foreign[server]
-	first := f == nil
-	if first && len(s.foreign) < 64 {
-		f = &Foreign{Server: server}
-		s.foreign[server] = f
+	last, again := s.alarmed[key]
+	if !again && len(s.alarmed) >= 256 {
+		clear(s.alarmed)
 	}
-	if f != nil {
-		f.Last, f.MAC, f.Count = s.o.Now(), mac, f.Count+1
-	}
+	s.alarmed[key] = now
 	s.mu.Unlock()
-	if first {
-		s.o.Log.Warn("another DHCP server answers on the segment", "code", hotspare.CodeForeignDHCP, "server", server, "mac", mac,
-			"fix", "use proxy mode, or stop that server")
+	if again && now.Sub(last) < alarmQuiet {
+		return
 	}
+	s.o.Log.Warn(e.What, "code", e.Code, "where", e.Where, "why", e.Why, "fix", e.Fix)
+	s.o.Alarm(e)
 }

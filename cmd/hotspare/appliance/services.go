@@ -100,8 +100,11 @@ func (a *Appliance) serveDHCP(site boot.Site) error {
 		return nil
 	}
 	s, err := dhcp.New(dhcp.Options{
-		Interface: c.Interface, Server: c.Address.Addr(), Mode: dhcp.Mode(c.DHCP.Mode), Prefix: c.Address.Masked(),
-		Range: dhcp.Range{From: c.DHCP.From, To: c.DHCP.To}, Gateway: c.Gateway, DNS: c.DNS, LeaseTime: c.DHCP.Lease.D(),
+		Interface: c.Interface, Server: c.Address.Addr(), Mode: dhcp.Mode(c.DHCP.Mode),
+		Subnet: dhcp.Subnet{
+			Prefix: c.Address.Masked(), Range: dhcp.Range{From: c.DHCP.From, To: c.DHCP.To},
+			Gateway: c.Gateway, DNS: c.DNS, LeaseTime: c.DHCP.Lease.D(),
+		},
 		Site: site, Director: a.boots, Exclude: a.serviceAddress, Leases: filepath.Join(a.cfg.State, "leases.json"),
 		RouterAdvertisement: c.RouterAds, Recorder: a.recorder, Log: a.log.With("part", "dhcp"),
 	})
