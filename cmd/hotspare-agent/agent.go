@@ -5,14 +5,16 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"hotspare/cmd/hotspare-agent/fence"
+	"hotspare/cmd/hotspare-agent/inventory"
+	"hotspare/cmd/hotspare-agent/memory"
 	"hotspare/cmd/hotspare-agent/nic"
 	"hotspare/cmd/hotspare-agent/pid1"
 	"hotspare/haengine/agentlink"
@@ -28,6 +30,7 @@ const networkDeadline = 5 * time.Minute
 // Switcher replaces the initramfs by the image's root.
 type Switcher interface {
 	Switch(root, init string) error
+	Stay(root string) error
 }
 
 // Resetter resets the machine, now or at a deadline.
@@ -52,12 +55,17 @@ type agent struct {
 	initiator Initiator
 	monitors  Monitors
 	link      *client.Client
+	forsaken  context.CancelCauseFunc // ends the link of a parked node that the appliance does not know any more
 	lease     fence.Lease
+
+	memory *memory.Store // artefacts that are kept while the node is parked
 
 	mu      sync.Mutex
 	phase   agentlink.Phase
 	load    *load         // what the node carries, or nil
+	busy    string        // what excludes a claim: the node is about to leave, or writes to a local disk
 	granted time.Duration // when the last granted heartbeat was sent
+	refused time.Duration // since when the appliance refuses the certificate of this parked node; 0: it does not
 }
 
 // runAgent is the agent's process from its start to the machine's end.
@@ -88,20 +96,27 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	a.control, a.guard = control, guard
+	if err := a.readBootConfig(); err != nil {
+		return err
+	}
 	boot, err := a.network(ctx)
 	if err != nil {
 		return err
 	}
-	a.facts = readFacts(a.nic, boot)
+	a.facts = readFacts(a.nic, boot, a.boot.Mode)
+	if a.boot.Token.IsZero() {
+		return a.announce(ctx)
+	}
 	if a.initiator, err = newKernelInitiator(a.log); err != nil {
 		return err
 	}
-	if err := a.readBootConfig(); err != nil {
-		return err
-	}
+	a.memory = memory.NewStore(&http.Client{Transport: &http.Transport{DialContext: dialer.DialContext, ResponseHeaderTimeout: 30 * time.Second}}, memoryLimit)
 	go a.watch(ctx)
 	return a.serve(ctx)
 }
+
+// dialer connects to the appliance.
+var dialer = &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 5 * time.Second}
 
 // network brings the NIC up and gets the boot address.
 func (a *agent) network(ctx context.Context) (nic.Boot, error) {
@@ -138,9 +153,8 @@ func (a *agent) readBootConfig() error {
 	if a.boot, err = agentlink.ParseBootConfig(text); err != nil {
 		return err
 	}
-	if a.boot.Token.IsZero() {
-		a.out.say("node %s (system UUID %s, network card %s) is not approved", a.boot.Node, a.facts.UUID, strings.Join(a.facts.MACs, ", "))
-		return errors.New("the appliance gave no token: approve the node there")
+	if a.boot.Token.IsZero() && a.boot.Mode != agentlink.ModeDiscovery {
+		return errors.New("the appliance gave no token for this boot")
 	}
 	return nil
 }
@@ -151,7 +165,7 @@ func (a *agent) serve(ctx context.Context) error {
 		Addr: a.boot.Appliance.String(), CA: []byte(a.boot.CA), Node: a.boot.Node, Token: a.boot.Token,
 		Facts: a.facts, Software: version,
 		Beat: a.beat, Acked: a.acked, Order: a.order, State: a.linkState, Now: a.up,
-		Dial: (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 5 * time.Second}).DialContext,
+		Dial: dialer.DialContext,
 		Log:  a.log,
 	})
 	if err != nil {
@@ -159,9 +173,12 @@ func (a *agent) serve(ctx context.Context) error {
 	}
 	a.link = link
 	a.monitors = newMonitors(link.Sample)
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	a.forsaken = stop
 	err = link.Run(ctx)
 	if err == nil {
-		err = ctx.Err()
+		err = context.Cause(ctx)
 	}
 	return err
 }
@@ -170,8 +187,10 @@ func (a *agent) serve(ctx context.Context) error {
 func (a *agent) linkState(s client.State) {
 	if !s.Up {
 		a.out.say("no link to the appliance at %s: %s", a.boot.Appliance, s.Why)
+		a.noteRefusal(s.Err)
 		return
 	}
+	a.noteRefusal(nil)
 	a.out.mark("joined")
 	a.setClock(s.ServerTime)
 	a.out.say("%s", s.Why)
@@ -181,6 +200,9 @@ func (a *agent) linkState(s client.State) {
 	switch a.boot.Mode {
 	case agentlink.ModeDiscovery:
 		a.out.say("node %s is inspected and waits; nothing is started on it", a.link.Node())
+	case agentlink.ModeStandby:
+		a.out.mark("parked")
+		a.out.say("node %s stands by on Linux %s", a.link.Node(), a.facts.Kernel)
 	default:
 		a.out.say("node %s waits for the application that it is to carry", a.link.Node())
 	}
@@ -224,8 +246,10 @@ func (a *agent) beat() agentlink.Heartbeat {
 	a.mu.Lock()
 	l, phase := a.load, a.phase
 	a.mu.Unlock()
-	h := agentlink.Heartbeat{Phase: phase, Metrics: readMetrics()}
+	health := inventory.Reader{Root: "/"}.Health()
+	h := agentlink.Heartbeat{Phase: phase, Metrics: readMetrics(), Health: &health}
 	if l == nil || l.isDone() {
+		h.Preloaded = a.memory.Have()
 		return h // nothing is carried: no lease is asked for
 	}
 	h.App, h.Epoch = l.app.Name, l.epoch

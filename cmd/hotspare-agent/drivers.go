@@ -227,7 +227,7 @@ func (d *scriptDriver) Offline(ctx context.Context, r haengine.Resource) error {
 	return d.l.run(ctx, d.l.command(r, "offline", r.Offline))
 }
 
-// command names a command of a resource as a transient unit of the group.
+// command names a command of a resource as a unit of the group.
 func (l *load) command(r haengine.Resource, verb string, argv []string) units.Command {
 	return units.Command{Unit: units.CommandName(l.app.Name, r.Name, verb), Slice: l.gate.Slice(), Argv: argv}
 }

@@ -31,7 +31,7 @@ type load struct {
 
 	mu         sync.Mutex
 	met        chan struct{} // closed when the image's systemd has been met, or not
-	manager    *units.Manager
+	manager    services
 	managerErr error
 	group      *group.Group       // set when the service group is begun
 	halt       context.CancelFunc // ends watching
@@ -59,8 +59,18 @@ func (l *load) service() *group.Group {
 	return l.group
 }
 
-// systemd gives the connection to the image's systemd, and waits for it.
-func (l *load) systemd(ctx context.Context) (*units.Manager, error) {
+// services runs what the service group consists of: the image's systemd, or the
+// agent itself where the image is one process.
+type services interface {
+	Run(ctx context.Context, c units.Command) error
+	Launch(ctx context.Context, c units.Command) error
+	Start(ctx context.Context, unit string) error
+	Stop(ctx context.Context, unit string) error
+	State(ctx context.Context, unit string) (units.State, error)
+}
+
+// systemd gives what runs the service group, and waits for the image's systemd.
+func (l *load) systemd(ctx context.Context) (services, error) {
 	select {
 	case <-l.met:
 	case <-ctx.Done():
@@ -174,6 +184,12 @@ func (a *agent) order(ctx context.Context, o agentlink.Order) agentlink.Result {
 		return a.release(ctx, o)
 	case o.Drop != nil:
 		return a.dropOrder(o)
+	case o.Preload != nil:
+		return a.preload(ctx, o)
+	case o.Kexec != nil:
+		return a.kexec(ctx, o)
+	case o.Install != nil, o.Wipe != nil:
+		return failed(o, &hotspare.Error{Code: hotspare.CodeConflict, What: "this agent does not write to local disks"}, nil)
 	default:
 		return a.power(o)
 	}
@@ -199,8 +215,17 @@ func (a *agent) takeOn(o agentlink.Order) (*load, error) {
 			Fix: "power the node off and on before the next claim",
 		}
 	}
+	if a.busy != "" {
+		return nil, &hotspare.Error{Code: hotspare.CodeConflict, What: "the node takes no claim now", Where: a.boot.Node, Why: "it " + a.busy, Fix: "try again when that has ended"}
+	}
 	if a.boot.Mode == agentlink.ModeDiscovery {
 		return nil, &hotspare.Error{Code: hotspare.CodeConflict, What: "the node was booted for discovery", Where: a.boot.Node, Fix: "boot it for a start"}
+	}
+	if want := o.Claim.Image.Kernel; want != "" && want != a.facts.Kernel {
+		return nil, &hotspare.Error{
+			Code: hotspare.CodeWrongKernel, What: "the node runs another kernel than the image needs", Where: a.boot.Node,
+			Why: fmt.Sprintf("it runs %s, the image has the modules of %s", a.facts.Kernel, want), Fix: "start the application by kexec or by a cold boot",
+		}
 	}
 	l := newLoad(o)
 	l.dropper = a.newDropper(l)
@@ -221,6 +246,7 @@ func (a *agent) claim(ctx context.Context, o agentlink.Order) agentlink.Result {
 	a.lease.Begin(l.app.Name, l.epoch, a.up()+l.policy.Lease.D())
 	a.link.Poke()
 	ctx, halt := context.WithCancel(ctx)
+	a.probeAddress(ctx, l)
 	l.mu.Lock()
 	l.halt = halt
 	l.mu.Unlock()
@@ -233,6 +259,17 @@ func (a *agent) claim(ctx context.Context, o agentlink.Order) agentlink.Result {
 	go l.service().Watch(ctx)
 	a.link.Poke()
 	return agentlink.Result{OrderID: o.ID, OK: true, Steps: l.takeSteps()}
+}
+
+// probeAddress begins early to ask whether anybody has the service's address: it
+// needs nothing of the image.
+func (a *agent) probeAddress(ctx context.Context, l *load) {
+	for _, r := range l.app.Resources {
+		if r.Kind == haengine.ResourceAddress {
+			a.addresses.Probe(ctx, l.app.Address)
+			return
+		}
+	}
 }
 
 // giveUp ends a claim that failed. The group is offline already if it was ever

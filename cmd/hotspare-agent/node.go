@@ -2,32 +2,11 @@ package main
 
 import (
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
-	"hotspare/cmd/hotspare-agent/nic"
 	"hotspare/haengine/agentlink"
 )
-
-// readFacts gathers what the node is.
-func readFacts(l nic.Link, boot nic.Boot) agentlink.Facts {
-	var uts unix.Utsname
-	_ = unix.Uname(&uts)
-	return agentlink.Facts{
-		UUID:      strings.ToLower(readWord("/sys/class/dmi/id/product_uuid")),
-		Serial:    readWord("/sys/class/dmi/id/product_serial"),
-		MACs:      nic.MACs(l.MAC),
-		Address:   boot.Address.Addr().String(),
-		CPUs:      runtime.NumCPU(),
-		MemoryMiB: meminfo("MemTotal") / 1024,
-		Arch:      runtime.GOARCH,
-		Kernel:    unix.ByteSliceToString(uts.Release[:]),
-		BootID:    readWord("/proc/sys/kernel/random/boot_id"),
-	}
-}
 
 func readMetrics() agentlink.Metrics {
 	m := agentlink.Metrics{

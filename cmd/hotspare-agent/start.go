@@ -26,7 +26,13 @@ func (a *agent) start(ctx context.Context, l *load) error {
 	if err := a.logInAll(ctx, l); err != nil {
 		return err
 	}
+	if err := a.superseded(l); err != nil {
+		return err
+	}
 	if err := a.startImage(ctx, l); err != nil {
+		return err
+	}
+	if err := a.superseded(l); err != nil {
 		return err
 	}
 	a.setPhase(agentlink.PhaseOnlining)
@@ -39,7 +45,11 @@ func (a *agent) start(ctx context.Context, l *load) error {
 	l.mu.Unlock()
 	// Mounts and addresses need no systemd and come online while it starts;
 	// what needs it waits in load.systemd.
-	go a.meetSystemd(ctx, l)
+	if l.claim.Image.Process {
+		a.beInit(l)
+	} else {
+		go a.meetSystemd(ctx, l)
+	}
 	if err := g.Online(ctx); err != nil {
 		return err
 	}
@@ -117,20 +127,17 @@ func (a *agent) logInAll(ctx context.Context, l *load) error {
 }
 
 // startImage mounts the root, closes the gate before anything of the image
-// runs, and switches to the image's init.
+// runs, and switches to the image's init, or makes the image the agent's own
+// world when it has none.
 func (a *agent) startImage(ctx context.Context, l *load) error {
-	device, err := l.device(agentlink.RootVolume)
-	if err != nil {
+	if err := a.timed(l, "mount root", func() error { return a.mountRoot(ctx, l) }); err != nil {
 		return err
 	}
-	fstype := l.claim.Image.RootFS
-	if fstype == "" {
-		fstype = "ext4"
-	}
-	if err := a.timed(l, "mount root", func() error {
-		return disk.MountRoot(ctx, disk.Partition(device, l.claim.Image.RootPartition), fstype, pid1.NewRoot)
-	}); err != nil {
-		return err
+	image := l.claim.Image
+	if image.Process {
+		a.nameHost()
+		a.out.mark("switch")
+		return a.timed(l, "enter root", func() error { return a.control.Stay(pid1.NewRoot) })
 	}
 	if err := l.gate.Close(l.gatedUnits()); err != nil {
 		return fmt.Errorf("close the gate of the service group: %w", err)
@@ -139,12 +146,43 @@ func (a *agent) startImage(ctx context.Context, l *load) error {
 		return fmt.Errorf("reserve the network card: %w", err)
 	}
 	a.nameHost()
-	init := l.claim.Image.Init
+	init := image.Init
 	if init == "" {
 		init = "/sbin/init"
 	}
 	a.out.mark("switch")
 	return a.timed(l, "switch root", func() error { return a.control.Switch(pid1.NewRoot, init) })
+}
+
+// mountRoot puts the image's root at pid1.NewRoot.
+func (a *agent) mountRoot(ctx context.Context, l *load) error {
+	image := l.claim.Image
+	fstype := image.RootFS
+	if fstype == "" {
+		fstype = "ext4"
+	}
+	switch image.Root {
+	case agentlink.RootOnVolume:
+		device, err := l.device(agentlink.RootVolume)
+		if err != nil {
+			return err
+		}
+		return disk.MountRoot(ctx, disk.Partition(device, image.RootPartition), fstype, pid1.NewRoot)
+	default:
+		return &hotspare.Error{Code: hotspare.CodeInvalid, What: "this agent knows no such root", Where: string(image.Root)}
+	}
+}
+
+// superseded says whether another grant of the application has been made since:
+// a way that wakes late must not go on (SAFETY S2).
+func (a *agent) superseded(l *load) error {
+	if seen := a.link.Gate().Seen(l.app.Name); seen > l.epoch {
+		return &hotspare.Error{
+			Code: hotspare.CodeStaleEpoch, What: "the grant is over", Where: l.app.Name,
+			Why: fmt.Sprintf("epoch %d was to be started here, and epoch %d was granted since", l.epoch, seen),
+		}
+	}
+	return nil
 }
 
 // nameHost gives the host its node's name. The image's /etc/hostname would win
@@ -173,7 +211,10 @@ func (a *agent) meetSystemd(ctx context.Context, l *load) {
 	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.manager, l.kill, l.managerErr = manager, kill, err
+	l.kill, l.managerErr = kill, err
+	if manager != nil {
+		l.manager = manager
+	}
 	close(l.met)
 }
 
@@ -181,12 +222,17 @@ func (a *agent) meetSystemd(ctx context.Context, l *load) {
 func (a *agent) newGroup(l *load) (*group.Group, error) {
 	return group.New(group.Options{
 		App: l.app.Name, Epoch: l.epoch, Resources: l.app.Resources, Drivers: a.drivers(l),
-		Policy:  group.Policy{Restarts: l.app.Policy.Restarts, Window: l.app.Policy.RestartWindow.D()},
-		Allowed: func(ctx context.Context) error { return a.leaseHeld(ctx, l) },
-		Report:  a.link.Report,
-		Step:    func(s agentlink.Step) { l.step(s); a.tellStep(s) },
-		Up:      a.up,
-		Log:     a.log,
+		Policy: group.Policy{Restarts: l.app.Policy.Restarts, Window: l.app.Policy.RestartWindow.D()},
+		Allowed: func(ctx context.Context) error {
+			if err := a.superseded(l); err != nil {
+				return err
+			}
+			return a.leaseHeld(ctx, l)
+		},
+		Report: a.link.Report,
+		Step:   func(s agentlink.Step) { l.step(s); a.tellStep(s) },
+		Up:     a.up,
+		Log:    a.log,
 	})
 }
 

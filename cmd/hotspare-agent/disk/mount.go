@@ -179,7 +179,7 @@ func run(ctx context.Context, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := startPlain(cmd)
+	err := StartPlain(cmd)
 	if err == nil {
 		err = cmd.Wait()
 	}
@@ -194,9 +194,9 @@ func run(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// startPlain starts a command without what the agent has for itself: real-time
+// StartPlain starts a command without what the agent has for itself: real-time
 // scheduling, the memory of an I/O flusher, and the out-of-memory killer's mercy.
-func startPlain(cmd *exec.Cmd) error {
+func StartPlain(cmd *exec.Cmd) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	attr, err := unix.SchedGetAttr(0, 0)

@@ -37,8 +37,9 @@ type Addresses struct {
 	link Link
 	nl   *netlink.Handle
 
-	mu  sync.Mutex
-	set map[netip.Prefix]bool
+	mu     sync.Mutex
+	set    map[netip.Prefix]bool
+	probes map[netip.Prefix]*earlyProbe
 }
 
 // NewAddresses opens the netlink socket.
@@ -51,7 +52,7 @@ func NewAddresses(l Link) (*Addresses, error) {
 		nl.Close()
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
-	return &Addresses{link: l, nl: nl, set: map[netip.Prefix]bool{}}, nil
+	return &Addresses{link: l, nl: nl, set: map[netip.Prefix]bool{}, probes: map[netip.Prefix]*earlyProbe{}}, nil
 }
 
 // Close closes the netlink socket.
@@ -63,12 +64,9 @@ func (a *Addresses) Add(ctx context.Context, p netip.Prefix) error {
 	if !p.Addr().Is4() {
 		return &hotspare.Error{Code: hotspare.CodeInvalid, What: "the service address is not IPv4", Where: p.String(), Fix: "give the application an IPv4 address"}
 	}
-	conn, err := a.openARP()
+	conn, err := a.probed(ctx, p)
 	if err != nil {
 		return err
-	}
-	if err := a.probe(ctx, conn, p.Addr()); err != nil {
-		return errors.Join(err, conn.Close())
 	}
 	a.mu.Lock()
 	a.set[p] = true // before it is set: Remove must know of it
@@ -161,15 +159,19 @@ func (a *Addresses) probe(ctx context.Context, conn *packet.Conn, addr netip.Add
 				return fmt.Errorf("probe %s: %w", addr, err)
 			}
 			if p, err := parseARP(buf[:n]); err == nil && p.conflicts(addr, a.link.MAC) {
-				return &hotspare.Error{
-					Code: hotspare.CodeAddressInUse, What: "another station has the service address", Where: addr.String(),
-					Why: "it answered an ARP probe from " + p.senderMAC.String(),
-					Fix: "find the station with that Ethernet address and take the address from it",
-				}
+				return inUse(addr, p.senderMAC)
 			}
 		}
 	}
 	return nil
+}
+
+func inUse(addr netip.Addr, by net.HardwareAddr) error {
+	return &hotspare.Error{
+		Code: hotspare.CodeAddressInUse, What: "another station has the service address", Where: addr.String(),
+		Why: "it answered an ARP probe from " + by.String(),
+		Fix: "find the station with that Ethernet address and take the address from it",
+	}
 }
 
 // announce sends a gratuitous request and a gratuitous reply: some stations

@@ -34,10 +34,11 @@ func Run(say func(format string, args ...any)) {
 
 func run(say func(format string, args ...any)) error {
 	loaded, failures := LoadModules(ModulesList)
-	for _, err := range failures {
+	byDevice, more := LoadForDevices("/sys/devices", ModulesAlias, ModulesDep)
+	for _, err := range append(failures, more...) {
 		say("%v", err)
 	}
-	say("%d modules loaded", loaded)
+	say("%d modules loaded, %d of them for devices that are there", loaded+byDevice, byDevice)
 	if err := copySelf(); err != nil {
 		return fmt.Errorf("copy the agent to %s: %w", AgentPath, err)
 	}
@@ -46,7 +47,7 @@ func run(say func(format string, args ...any)) error {
 		return fmt.Errorf("start the agent: %w", err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- agent.Wait() }()
+	go func() { ended <- reapUntil(agent.Process.Pid) }()
 	asked := make(chan switchRequest, 1)
 	go func() {
 		r, err := readRequest(control)
@@ -55,12 +56,33 @@ func run(say func(format string, args ...any)) error {
 	}()
 	select {
 	case err := <-ended:
-		return fmt.Errorf("the agent ended: %w", errors.Join(err, errors.New("nothing is left to do")))
+		return fmt.Errorf("the agent ended: %w", err)
 	case r := <-asked:
 		if r.err != nil {
 			return fmt.Errorf("read the agent's word: %w", errors.Join(r.err, <-ended))
 		}
-		return become(control, r)
+		if err := become(control, r); err != nil {
+			return err
+		}
+		return fmt.Errorf("the agent ended: %w", <-ended)
+	}
+}
+
+// reapUntil collects every process that ends, orphans of the image's too, until
+// it is the process pid.
+func reapUntil(pid int) error {
+	for {
+		var status unix.WaitStatus
+		got, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case got == pid && status.Signaled():
+			return fmt.Errorf("by signal %d", status.Signal())
+		case got == pid:
+			return fmt.Errorf("with status %d", status.ExitStatus())
+		}
 	}
 }
 
@@ -127,14 +149,18 @@ func startPrivileged(cmd *exec.Cmd) error {
 	return cmd.Start()
 }
 
-// switchRequest is the agent's word: the new root is mounted, execute init.
+// switchRequest is the agent's word: the new root is mounted; execute its init,
+// or, where there is none, stay PID 1 in it.
 type switchRequest struct {
 	root string
-	init string
+	init string // empty: stay
 	err  error
 }
 
-const switchVerb = "switch"
+const (
+	switchVerb = "switch"
+	stayVerb   = "stay"
+)
 
 func readRequest(r io.Reader) (switchRequest, error) {
 	line, err := bufio.NewReader(r).ReadString('\n')
@@ -142,14 +168,18 @@ func readRequest(r io.Reader) (switchRequest, error) {
 		return switchRequest{}, err
 	}
 	words := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-	if len(words) != 3 || words[0] != switchVerb {
-		return switchRequest{}, fmt.Errorf("unknown word %q", line)
+	switch {
+	case len(words) == 3 && words[0] == switchVerb && words[2] != "":
+		return switchRequest{root: words[1], init: words[2]}, nil
+	case len(words) == 2 && words[0] == stayVerb:
+		return switchRequest{root: words[1]}, nil
 	}
-	return switchRequest{root: words[1], init: words[2]}, nil
+	return switchRequest{}, fmt.Errorf("unknown word %q", line)
 }
 
-// become turns PID 1 into the image's init. The agent learns of the switch by a
-// line, and of the execution by the end of the control socket.
+// become turns PID 1 into the image's init, or makes it the PID 1 of an image
+// that has none; only then it returns. The agent learns of the switch by a line,
+// and of the execution by the end of the control socket.
 func become(control *net.UnixConn, r switchRequest) error {
 	if err := SwitchRoot(r.root); err != nil {
 		_, _ = fmt.Fprintf(control, "failed: %v\n", err)
@@ -157,6 +187,9 @@ func become(control *net.UnixConn, r switchRequest) error {
 	}
 	if _, err := io.WriteString(control, switched); err != nil {
 		return fmt.Errorf("tell the agent: %w", err)
+	}
+	if r.init == "" {
+		return nil
 	}
 	args := append([]string{r.init}, os.Args[1:]...)
 	err := unix.Exec(r.init, args, []string{"HOME=/", "TERM=linux", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})
@@ -183,24 +216,9 @@ func OpenControl() (*Control, error) {
 // Switch makes PID 1 enter root and execute init, follows into the new root and
 // returns when init runs.
 func (c *Control) Switch(root, init string) error {
-	dir, err := os.Open(root)
+	answers, err := c.ask(root, fmt.Sprintf("%s\t%s\t%s\n", switchVerb, root, init))
 	if err != nil {
 		return err
-	}
-	defer dir.Close()
-	if _, err := fmt.Fprintf(c.conn, "%s\t%s\t%s\n", switchVerb, root, init); err != nil {
-		return fmt.Errorf("ask PID 1 to switch: %w", err)
-	}
-	answers := bufio.NewReader(c.conn)
-	line, err := answers.ReadString('\n')
-	if err != nil {
-		return fmt.Errorf("PID 1 did not switch: %w", err)
-	}
-	if line != switched {
-		return errors.New("PID 1 did not switch: " + strings.TrimSpace(line))
-	}
-	if err := enter(dir); err != nil {
-		return fmt.Errorf("follow into the new root: %w", err)
 	}
 	rest, err := io.ReadAll(answers)
 	if err != nil && !errors.Is(err, unix.ECONNRESET) {
@@ -210,6 +228,41 @@ func (c *Control) Switch(root, init string) error {
 		return errors.New("PID 1: " + strings.TrimSpace(string(rest)))
 	}
 	return nil
+}
+
+// Stay makes PID 1 enter root and go on there, for an image that has no init of
+// its own, and follows.
+func (c *Control) Stay(root string) error {
+	_, err := c.ask(root, fmt.Sprintf("%s\t%s\n", stayVerb, root))
+	return err
+}
+
+func (c *Control) ask(root, word string) (io.Reader, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	empty, err := holdInitramfs()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(c.conn, word); err != nil {
+		return nil, fmt.Errorf("ask PID 1 to switch: %w", err)
+	}
+	answers := bufio.NewReader(c.conn)
+	line, err := answers.ReadString('\n')
+	if err != nil {
+		return nil, fmt.Errorf("PID 1 did not switch: %w", err)
+	}
+	if line != switched {
+		return nil, errors.New("PID 1 did not switch: " + strings.TrimSpace(line))
+	}
+	if err := enter(dir); err != nil {
+		return nil, fmt.Errorf("follow into the new root: %w", err)
+	}
+	go empty() // beside the image's start, not before it
+	return answers, nil
 }
 
 // enter changes the root of all threads: Go creates them with CLONE_FS.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,9 +48,9 @@ func Mount() error {
 	return nil
 }
 
-// SwitchRoot moves the kernel's file systems below newRoot, empties the
-// initramfs, makes newRoot the root and enters it. It returns in the new root;
-// the caller executes the image's init.
+// SwitchRoot moves the kernel's file systems below newRoot, makes newRoot the
+// root and enters it. It returns in the new root; the caller executes the image's
+// init, and the agent empties the initramfs.
 func SwitchRoot(newRoot string) error {
 	for _, m := range kernelMounts {
 		target := newRoot + m.target
@@ -65,9 +64,6 @@ func SwitchRoot(newRoot string) error {
 	if err := unix.Chdir(newRoot); err != nil {
 		return err
 	}
-	if err := emptyInitramfs(); err != nil {
-		return err
-	}
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
 		return fmt.Errorf("move the new root: %w", err)
 	}
@@ -77,44 +73,52 @@ func SwitchRoot(newRoot string) error {
 	return unix.Chdir("/")
 }
 
-// emptyInitramfs gives the initramfs' memory back. It deletes nothing when the
-// root is not a file system in memory, and never leaves that file system.
-func emptyInitramfs() error {
+// holdInitramfs opens the initramfs and gives what empties it, which also works
+// when it is the root no more. Nothing is deleted when the root is not a file
+// system in memory, and never anything outside it.
+func holdInitramfs() (empty func(), err error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/", &fs); err != nil {
-		return err
+		return nil, err
 	}
 	if !inMemory(int64(fs.Type)) {
-		return fmt.Errorf("the root is no initramfs (type %#x): not emptied", fs.Type)
+		return nil, fmt.Errorf("the root is no initramfs (type %#x): not emptied", fs.Type)
 	}
-	var root unix.Stat_t
-	if err := unix.Lstat("/", &root); err != nil {
-		return err
+	root, err := unix.Open("/", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
 	}
-	removeBelow("/", root.Dev)
-	return nil
+	var st unix.Stat_t
+	if err := unix.Fstat(root, &st); err != nil {
+		return nil, errors.Join(err, unix.Close(root))
+	}
+	return func() { removeBelow(root, st.Dev) }, nil
 }
 
 // inMemory says whether a file system's magic number is that of an initramfs.
 func inMemory(magic int64) bool { return magic == unix.RAMFS_MAGIC || magic == unix.TMPFS_MAGIC }
 
-// removeBelow deletes what lies below dir on the device dev.
-func removeBelow(dir string, dev uint64) {
-	entries, err := os.ReadDir(dir)
+// removeBelow deletes what lies below the directory dir on the device dev, and
+// closes dir.
+func removeBelow(dir int, dev uint64) {
+	f := os.NewFile(uintptr(dir), "initramfs")
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
 	if err != nil {
 		return
 	}
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
+	for _, name := range names {
 		var st unix.Stat_t
-		if unix.Lstat(path, &st) != nil || st.Dev != dev {
+		if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Dev != dev {
 			continue
 		}
-		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			removeBelow(path, dev)
-			_ = unix.Rmdir(path)
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			_ = unix.Unlinkat(dir, name, 0)
 			continue
 		}
-		_ = unix.Unlink(path)
+		if sub, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
+			removeBelow(sub, dev)
+		}
+		_ = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 	}
 }

@@ -22,21 +22,25 @@ func (c *Client) Progress(p agentlink.Progress) {
 	}
 }
 
+// ErrLinkDown says that there is no link to leave: the node stays.
+var ErrLinkDown = errors.New("agentlink: the link is down")
+
 // Leave gives the result of an order whose Order function has not returned, and
 // ends the link for good once the appliance has read all that was sent: this
 // boot ends. It returns when the appliance has closed its end, so nothing is
-// under way on the wire any more. Without a live link it fails at once, and the
-// link goes on: the appliance would not know.
+// under way on the wire any more. Without a live link it fails with ErrLinkDown,
+// and the client goes on: the appliance would not know. After any other error the
+// link is over as well.
 func (c *Client) Leave(ctx context.Context, r agentlink.Result) error {
 	c.mu.Lock()
 	l := c.conn
 	if l == nil {
 		c.mu.Unlock()
-		return errors.New("agentlink: the link is down")
+		return ErrLinkDown
 	}
 	if err := l.send(agentlink.KindResult, r); err != nil {
 		c.mu.Unlock()
-		return err
+		return fmt.Errorf("%w: %w", ErrLinkDown, err)
 	}
 	c.leaving = true
 	c.mu.Unlock()

@@ -1,0 +1,119 @@
+package memory
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hotspare"
+	"hotspare/haengine/agentlink"
+)
+
+// How an artefact is asked for again when the connection breaks.
+const (
+	maxTries   = 8
+	retryPause = 250 * time.Millisecond
+)
+
+// fetch gives an artefact as a read-only file in memory.
+func fetch(ctx context.Context, client *http.Client, a agentlink.Artefact) (*os.File, error) {
+	fd, err := unix.MemfdCreate("hotspare-artefact", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memory for an artefact: %w", err)
+	}
+	w := os.NewFile(uintptr(fd), "artefact")
+	defer w.Close()
+	sum := sha256.New()
+	var at int64
+	for try := 1; at < a.Bytes; try++ {
+		n, err := part(ctx, client, a, at, io.MultiWriter(w, sum))
+		at += n
+		if err == nil {
+			continue
+		}
+		var refused *statusError
+		if ctx.Err() != nil || errors.As(err, &refused) || try >= maxTries {
+			return nil, broken(a, fmt.Sprintf("after %d of %d bytes", at, a.Bytes), err)
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != a.SHA256 {
+		return nil, broken(a, "it has the SHA-256 "+got+" instead of "+a.SHA256, nil)
+	}
+	return readOnly(w)
+}
+
+// readOnly opens a file in memory again: the kernel executes nothing that
+// somebody may still write.
+func readOnly(f *os.File) (*os.File, error) {
+	return os.Open("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
+}
+
+func broken(a agentlink.Artefact, why string, err error) error {
+	return &hotspare.Error{Code: hotspare.CodeContents, What: "the artefact did not arrive whole", Where: a.URL, Why: why, Err: err}
+}
+
+// statusError is an answer that another try does not better.
+type statusError struct{ status string }
+
+func (e *statusError) Error() string { return "the server answers " + e.status }
+
+// part copies what follows the offset at, and no more than is missing.
+func part(ctx context.Context, client *http.Client, a agentlink.Artefact, at int64, to io.Writer) (int64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.URL, nil)
+	if err != nil {
+		return 0, err
+	}
+	want := http.StatusOK
+	if at > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", at))
+		want = http.StatusPartialContent
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != want {
+		if res.StatusCode >= 500 {
+			return 0, errors.New("the server answers " + res.Status)
+		}
+		return 0, &statusError{res.Status}
+	}
+	n, err := io.Copy(to, io.LimitReader(res.Body, a.Bytes-at))
+	if err == nil && at+n < a.Bytes {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// Concat gives a read-only file in memory with the contents of a file of size
+// bytes and what follows.
+func Concat(head *os.File, size int64, tail []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("hotspare-initrd", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	w := os.NewFile(uintptr(fd), "initrd")
+	defer w.Close()
+	if _, err := io.Copy(w, io.NewSectionReader(head, 0, size)); err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(tail); err != nil {
+		return nil, err
+	}
+	return readOnly(w)
+}
