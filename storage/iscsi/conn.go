@@ -28,8 +28,9 @@ type conn struct {
 	params    params
 	lu        *lu // nil in a discovery session
 
-	heard    atomic.Int64 // when the peer was last heard, unix nanoseconds
-	textRest []byte       // of a text answer that did not fit; reader only
+	heard     atomic.Int64 // when the peer was last heard, unix nanoseconds
+	textAsked []byte       // of text requests with the C bit; reader only
+	textRest  []byte       // of a text answer that did not fit; reader only
 
 	tx    sender
 	eager eager  // receiving goroutine only

@@ -326,6 +326,33 @@ func TestWindowIsEnforced(t *testing.T) { // S16
 	}
 }
 
+// TestTextInPieces: a request that comes in several PDUs, a key cut in two.
+func TestTextInPieces(t *testing.T) {
+	s := newSite(t, "orders")
+	i := s.session(s.grant(grantOf("orders", 1, "n1")), 1)
+	piece := func(flags byte, tag uint32, text string) *iscsi.PDU {
+		t.Helper()
+		h := i.request(iscsi.OpTextRequest, false, 0, 5)
+		h.SetFlags(flags)
+		h.SetTransferTag(tag)
+		i.mustSend(h, []byte(text))
+		return i.next(iscsi.OpTextResponse)
+	}
+	p := piece(0x40, iscsi.ReservedTag, "SendTar")
+	if p.Header.Flags()&0xc0 != 0 || len(p.Data) > 0 || p.Header.TransferTag() == iscsi.ReservedTag {
+		t.Fatalf("flags %#x, %d bytes, tag %#x", p.Header.Flags(), len(p.Data), p.Header.TransferTag())
+	}
+	p = piece(0x40, p.Header.TransferTag(), "gets=\x00")
+	p = piece(0x80, p.Header.TransferTag(), "X-com.example.key=1\x00")
+	text := string(p.Data)
+	if p.Header.Flags()&0x80 == 0 || !strings.Contains(text, "TargetName="+s.iqn("orders")) || !strings.Contains(text, "X-com.example.key=NotUnderstood") {
+		t.Fatalf("flags %#x: %q", p.Header.Flags(), text)
+	}
+	if p = piece(0x80, iscsi.ReservedTag, "SendTargets=\x00"); !strings.Contains(string(p.Data), "TargetName=") {
+		t.Fatalf("the next exchange: %q", p.Data)
+	}
+}
+
 // TestTextIsBounded: requests after the log-in that nobody needs.
 func TestTextIsBounded(t *testing.T) { // S16
 	s := newSite(t, "orders")
@@ -335,6 +362,7 @@ func TestTextIsBounded(t *testing.T) { // S16
 		"no pairs":       []byte("nothing of sense"),
 		"too many pairs": []byte(strings.Repeat("a=b\x00", 129)),
 		"twice":          []byte("SendTargets=\x00SendTargets=\x00"),
+		"too much text":  []byte(strings.Repeat("x", 16<<10+1)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			i := s.session(g, 1)

@@ -36,24 +36,46 @@ func (c *conn) logout(h *Header) error {
 	return errLoggedOut
 }
 
-// text answers SendTargets (RFC 7143, appendix C).
+// text answers SendTargets (RFC 7143, 11.10, 11.11 and appendix C). A request
+// without a transfer tag begins a new exchange; one with the C bit has more to
+// come, and an answer that does not fit one PDU is asked for piece by piece.
 func (c *conn) text(h *Header, data []byte) error {
-	var reply []byte
 	if h.TransferTag() == ReservedTag {
-		pairs, err := ParseText(data)
-		if err != nil {
-			return c.protocolError(h, "%w", err)
-		}
-		reply = c.answerText(pairs)
-	} else {
-		reply = c.textRest
+		c.textAsked, c.textRest = nil, nil
 	}
-	part := reply[:min(len(reply), c.params.peerSegment)]
-	c.textRest = reply[len(part):]
-	var r Header
-	r.SetOpcode(OpTextResponse, false)
-	r.SetLUN(h.LUN())
-	r.SetTaskTag(h.TaskTag())
+	more := h.Flags()&0x40 != 0
+	if len(c.textRest) > 0 {
+		if more || len(data) > 0 {
+			return c.protocolError(h, "text in the middle of an answer")
+		}
+		c.answerPart(h)
+		return nil
+	}
+	if len(c.textAsked)+len(data) > maxLoginText {
+		return c.protocolError(h, "text above %d bytes", maxLoginText)
+	}
+	c.textAsked = append(c.textAsked, data...)
+	if more {
+		r := textResponse(h)
+		r.SetTransferTag(1) // neither final nor to be continued: go on
+		c.send(&r, nil)
+		return nil
+	}
+	pairs, err := ParseText(c.textAsked)
+	c.textAsked = nil
+	if err != nil {
+		return c.protocolError(h, "%w", err)
+	}
+	c.textRest = c.answerText(pairs)
+	c.answerPart(h)
+	return nil
+}
+
+// answerPart sends as much of the answer as one PDU takes.
+func (c *conn) answerPart(h *Header) {
+	part := c.textRest[:min(len(c.textRest), c.params.peerSegment)]
+	c.textRest = c.textRest[len(part):]
+	r := textResponse(h)
 	if len(c.textRest) == 0 {
 		r.SetFlags(0x80)
 		r.SetTransferTag(ReservedTag)
@@ -62,7 +84,14 @@ func (c *conn) text(h *Header, data []byte) error {
 		r.SetTransferTag(1)
 	}
 	c.send(&r, part)
-	return nil
+}
+
+func textResponse(h *Header) Header {
+	var r Header
+	r.SetOpcode(OpTextResponse, false)
+	r.SetLUN(h.LUN())
+	r.SetTaskTag(h.TaskTag())
+	return r
 }
 
 func (c *conn) answerText(pairs Pairs) []byte {
