@@ -156,6 +156,14 @@ func Requirements(opts Options) error {
 	if _, err := os.Stat(opts.ROM); err != nil {
 		missing, packages = append(missing, opts.ROM), append(packages, "ipxe-qemu")
 	}
+	for _, n := range opts.Nodes {
+		h := hardwareOf(n, "tcg")
+		if _, err := lookPath(h.qemu); h.qemu != "" && err != nil {
+			missing, packages = append(missing, h.qemu), append(packages, h.pkg)
+		} else if _, err := os.Stat(h.code); h.code != "" && err != nil {
+			missing, packages = append(missing, h.code), append(packages, h.pkg)
+		}
+	}
 	if len(missing) > 0 {
 		return &hotspare.Error{
 			Code: hotspare.CodeMissingTool, What: "programs that the lab needs are missing", Where: strings.Join(missing, ", "),

@@ -39,7 +39,13 @@ type NodeSpec struct {
 	BMCPassword string        `json:"bmc_password"` // a fiction of the lab, printed on purpose
 	MemoryMiB   int           `json:"memory_mib"`
 	CPUs        int           `json:"cpus"`
-	POSTDelay   time.Duration `json:"post_delay"` // time that the firmware takes before it boots
+	POSTDelay   time.Duration `json:"post_delay"`            // time that the firmware takes before it boots
+	Arch        string        `json:"arch,omitempty"`        // amd64 (default), arm64
+	Firmware    string        `json:"firmware,omitempty"`    // bios (default), uefi; arm64 is always uefi
+	SecureBoot  bool          `json:"secure_boot,omitempty"` // UEFI with Microsoft's keys: starts signed loaders only
+	HTTPBoot    bool          `json:"http_boot,omitempty"`   // UEFI boots over HTTP instead of PXE
+	TrustCA     string        `json:"trust_ca,omitempty"`    // file with the certificates that UEFI trusts for HTTPS, an EFI signature list
+	DiskMiB     int           `json:"disk_mib,omitempty"`    // local disk, kept over power cycles; 0: none
 }
 
 // Forward makes a TCP port of the namespace reachable on the host.
@@ -93,6 +99,15 @@ func (o Options) withDefaults() Options {
 		}
 		if n.CPUs == 0 {
 			n.CPUs = 1
+		}
+		if n.Arch == "" {
+			n.Arch = ArchAMD64
+		}
+		if n.Firmware == "" {
+			n.Firmware = FirmwareBIOS
+			if n.Arch == ArchARM64 {
+				n.Firmware = FirmwareUEFI
+			}
 		}
 		if n.Serial == "" {
 			n.Serial = "LAB-" + n.Name
@@ -148,6 +163,9 @@ func (o Options) validate() error {
 		}
 		if !o.BMCs.Contains(n.BMCAddr) {
 			return bad("node "+n.Name, "its BMC address is not in "+o.BMCs.Masked().String())
+		}
+		if why := n.hardwareFault(); why != "" {
+			return bad("node "+n.Name, why)
 		}
 		for _, key := range []string{n.Name, n.MAC, n.UUID, n.BMCAddr.String()} {
 			if other, ok := seen[key]; ok {

@@ -59,35 +59,6 @@ func (m *machine) pidFile() string { return filepath.Join(m.dir, "qemu.pid") }
 // without XSAVES and LA57), and a kernel needs 6 s to its init instead of 3.5.
 const emulatedCPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand,+fsgsbase"
 
-// args is the machine's hardware. One NIC with iPXE in its option ROM is all
-// that it can boot from.
-func (m *machine) args(paused bool) []string {
-	accel, cpu := "tcg,thread=multi,tb-size=128", emulatedCPU
-	if m.accel == "kvm" {
-		accel, cpu = "kvm", "host"
-	}
-	args := []string{
-		"-name", m.marker(),
-		"-machine", "pc,graphics=off", "-accel", accel, "-cpu", cpu,
-		"-smp", strconv.Itoa(m.node.CPUs), "-m", strconv.Itoa(m.node.MemoryMiB),
-		"-nodefaults", "-no-user-config", "-display", "none",
-		"-uuid", m.node.UUID,
-		"-smbios", "type=1,manufacturer=hotspare,product=lab-node,uuid=" + m.node.UUID + ",serial=" + m.node.Serial,
-		"-netdev", "tap,id=net0,ifname=" + tapName(m.node.Name) + ",script=no,downscript=no",
-		// Without disable-legacy the device has another id than the ROM names, and
-		// SeaBIOS skips the ROM.
-		"-device", "virtio-net-pci,id=nic0,netdev=net0,disable-legacy=on,mac=" + m.node.MAC + ",romfile=" + m.rom + ",bootindex=1",
-		"-device", "virtio-rng-pci",
-		"-chardev", "file,id=serial0,path=" + filepath.Join(m.dir, "serial.log") + ",append=on", "-serial", "chardev:serial0",
-		"-qmp", "unix:" + m.socket() + ",server=on,wait=off",
-		"-pidfile", m.pidFile(),
-	}
-	if paused {
-		args = append(args, "-S")
-	}
-	return args
-}
-
 // PowerState says whether QEMU runs.
 func (m *machine) PowerState() bool {
 	m.state.Lock()
@@ -113,6 +84,14 @@ func (m *machine) PowerOn(ctx context.Context) error {
 	}
 	m.state.Unlock()
 	paused := post > 0 || linkDown
+	h := hardwareOf(m.node, m.accel)
+	if err := m.prepareFiles(h); err != nil {
+		return err
+	}
+	program, pkg := m.qemu, "qemu-system-x86"
+	if h.qemu != "" {
+		program, pkg = h.qemu, h.pkg
+	}
 
 	if err := os.Remove(m.socket()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -122,11 +101,11 @@ func (m *machine) PowerOn(ctx context.Context) error {
 		return err
 	}
 	defer out.Close()
-	cmd := exec.Command(m.qemu, m.args(paused)...)
+	cmd := exec.Command(program, m.args(paused)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return &hotspare.Error{Code: hotspare.CodeQEMU, What: "QEMU did not start", Where: m.node.Name, Err: err, Fix: "apt-get install qemu-system-x86"}
+		return &hotspare.Error{Code: hotspare.CodeQEMU, What: "QEMU did not start", Where: m.node.Name, Err: err, Fix: "apt-get install " + pkg}
 	}
 	gone := make(chan struct{})
 	m.state.Lock()
