@@ -57,6 +57,7 @@ type rule func(v *view) (Finding, bool)
 func diagnosisRules() map[string]rule {
 	return map[string]rule{
 		"boot-loop":          bootLoop,
+		"power-refused":      powerRefused,
 		"never-asked":        neverAsked,
 		"booted-local-disk":  bootedLocally,
 		"foreign-server":     foreignServer,
@@ -102,7 +103,7 @@ func (v *view) diagnose() []Finding {
 	for name, find := range diagnosisRules() {
 		if f, ok := find(v); ok {
 			f.Rule = name
-			f.Text = Plain(f.Text)
+			f.Text = Plain(cmp.Or(f.Text, name))
 			out = append(out, f)
 		}
 	}
@@ -268,6 +269,17 @@ func bootLoop(v *view) (Finding, bool) {
 		Rung: rung, Gravity: Stuck, Code: hotspare.CodeBootLoop,
 		Text: fmt.Sprintf("it has booted %d times in %s and none came up; they ended at: %s", n, sec(v.all[len(v.all)-1].Last().Sub(began)), strings.Join(where, ", ")),
 		Fix:  "the other findings say why this boot ended; look at the machine's console",
+	}, true
+}
+
+func powerRefused(v *view) (Finding, bool) {
+	e, ok := v.last(step(StepPower))
+	if !ok || !e.Detail.Failed || v.passed(RungFirmware) {
+		return Finding{}, false
+	}
+	return Finding{
+		Rung: RungFirmware, Gravity: Stuck, Code: e.Reason.Code, Text: "it could not be powered on: " + e.Reason.Text,
+		Fix: cmp.Or(e.Reason.Fix, "look at its BMC: hotspare explain node "+cmp.Or(v.node(), "NAME")),
 	}, true
 }
 

@@ -178,6 +178,7 @@ func TestDiagnosis(t *testing.T) {
 		says string
 		c    boot.Circumstances
 	}{
+		{"power-refused", newStory().add(0, boot.Entry{Protocol: boot.BMC, Step: boot.StepPower, Request: "power on", Detail: boot.Detail{Failed: true}, Reason: boot.Reason{Code: hotspare.CodeBMCUnreachable, Text: "the BMC does not answer"}}), hotspare.CodeBMCUnreachable, "could not be powered on: the BMC does not answer", boot.Circumstances{}},
 		{"never-asked", newStory().power(0).later(6 * time.Minute), hotspare.CodeNeverAsked, "powered it on 6m0s ago and it has asked for nothing", boot.Circumstances{}},
 		{"booted-local-disk", newStory().power(0).address(42*time.Second, boot.StageSystem), hotspare.CodeNeverAsked, "42 s later an operating system asked for an address: it booted from its own disk", boot.Circumstances{}},
 		{"foreign-server", newStory().dhcp(0, boot.StepDiscover, boot.StageFirmware, offered, boot.Reason{}).dhcp(time.Second, boot.StepRequest, boot.StageFirmware, boot.Detail{Server: dnsmasq, Silent: true}, boot.Reason{Rule: boot.RuleNoAddress, Code: hotspare.CodeForeignDHCP, Text: "took another"}), hotspare.CodeForeignDHCP, "it asked, was offered 10.77.0.101 and took another server's offer, 10.0.0.1 (dnsmasq)", boot.Circumstances{Foreign: []boot.Foreign{{Server: dnsmasq, About: "dnsmasq"}}}},

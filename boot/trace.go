@@ -83,11 +83,13 @@ type Trace struct {
 	Entries []Entry `json:"-"`
 }
 
-// How much is kept: entries of one boot, boots of a machine that is a node and
-// of one that is not, and of a text.
+// How much is kept: boots of a machine that is a node and of one that is not,
+// boots of a node in a file, and of a text. Of a stranger's boot half as many
+// entries are kept.
 const (
 	bootsOfNode     = 6
 	bootsOfStranger = 2
+	bootsInFile     = 2
 	maxText         = 400
 )
 
@@ -175,7 +177,11 @@ func (c *Recorder) add(r *record, e Entry) {
 	if again(b.Entries, e) {
 		return
 	}
-	if len(b.Entries) >= c.perBoot {
+	room := c.perBoot
+	if r.node == "" {
+		room = (room + 1) / 2
+	}
+	if len(b.Entries) >= room {
 		// The middle goes: how a boot began and what came last say most.
 		mid := len(b.Entries) / 2
 		b.Entries = slices.Delete(b.Entries, mid, mid+1)
@@ -334,18 +340,28 @@ func (c *Recorder) Machines() []Entry {
 	return out
 }
 
-// Keep gives the traces of nodes, for a file that outlives the process, and a
-// number that changes when they do.
-func (c *Recorder) Keep() (all []Trace, change uint64) {
+// Changed gives a number that grows with what is kept of nodes.
+func (c *Recorder) Changed() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.changed
+}
+
+// Keep gives the last boots of nodes, for a file that outlives the process: the
+// nodes that were heard last come first.
+func (c *Recorder) Keep() []Trace {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []Trace
 	for m, r := range c.all {
 		if r.node != "" && len(r.boots) > 0 {
-			all = append(all, r.trace(m))
+			t := r.trace(m)
+			t.Boots = t.Boots[max(0, len(t.Boots)-bootsInFile):]
+			all = append(all, t)
 		}
 	}
-	slices.SortFunc(all, func(a, b Trace) int { return slices.Compare(a.MAC[:], b.MAC[:]) })
-	return all, c.changed
+	slices.SortFunc(all, func(a, b Trace) int { return cmp.Compare(c.all[b.MAC].seen, c.all[a.MAC].seen) })
+	return all
 }
 
 // Restore takes traces that Keep gave. Machines that were heard since keep what
@@ -353,7 +369,7 @@ func (c *Recorder) Keep() (all []Trace, change uint64) {
 func (c *Recorder) Restore(all []Trace) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, t := range all {
+	for _, t := range slices.Backward(all) { // the latest heard comes last, as it did
 		boots := slices.DeleteFunc(slices.Clone(t.Boots), func(b Boot) bool { return len(b.Entries) == 0 })
 		if c.all[t.MAC] != nil || t.MAC.IsZero() || len(c.all) >= c.machines || len(boots) == 0 {
 			continue
