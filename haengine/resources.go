@@ -17,7 +17,11 @@ type Node struct {
 	DiskGiB   int               `json:"diskGiB,omitempty" yaml:"diskGiB,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty" yaml:"labels,omitempty"`
 	Approved  bool              `json:"approved" yaml:"approved"` // trust level L1: an operator vouches for it
-	BMC       BMC               `json:"bmc" yaml:"bmc"`
+
+	SecureBoot bool   `json:"secureBoot,omitempty" yaml:"secureBoot,omitempty"` // its firmware starts signed loaders only
+	Loader     string `json:"loader,omitempty" yaml:"loader,omitempty"`         // file name of a boot loader of its own; empty: the site's
+
+	BMC BMC `json:"bmc" yaml:"bmc"`
 }
 
 // BMC says how a node's management controller is reached. The password is not

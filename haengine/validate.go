@@ -138,6 +138,9 @@ var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 var macRE = regexp.MustCompile(`^[0-9a-f]{2}(:[0-9a-f]{2}){5}$`)
 
+// loaderRE is what the boot services take for the name of a file.
+var loaderRE = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$`)
+
 // invalid makes the error of a field with a value that is not allowed.
 func invalid(where, field, why, fix string) error {
 	return &hotspare.Error{Code: hotspare.CodeInvalid, What: field + " is not allowed", Where: where, Why: why, Fix: fix}
@@ -175,6 +178,9 @@ func (n Node) Validate() error {
 	}
 	if n.CPUs < 1 || n.MemoryMiB < 1 || n.DiskGiB < 0 {
 		return invalid(where, "cpus, memoryMiB or diskGiB", "a node has at least 1 CPU and 1 MiB", "give what the machine has")
+	}
+	if n.Loader != "" && !loaderRE.MatchString(n.Loader) {
+		return invalid(where, "loader", fmt.Sprintf("%q is not a plain file name", n.Loader), "name a file such as ipxe.efi; docs/boot.md lists them")
 	}
 	if n.BMC.Protocol != "ipmi" && n.BMC.Protocol != "redfish" {
 		return invalid(where, "bmc.protocol", fmt.Sprintf("%q is unknown", n.BMC.Protocol), "use ipmi or redfish")
