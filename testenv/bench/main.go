@@ -45,6 +45,13 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) > 1 && os.Args[1] == "dhcp" {
+		if err := serveDHCP(ctx, os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: dhcp:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	part := flag.String("part", "storage", "what to measure")
 	only := flag.String("only", "", "regular expression: measure these groups only (memory, logins, file, limits, store)")
