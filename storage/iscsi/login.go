@@ -16,7 +16,8 @@ import (
 // login is the state of one log-in (RFC 7143, 6.3 and 12).
 type login struct {
 	c       *conn
-	first   bool // no request was answered yet
+	asked   string // the target that was asked for
+	first   bool   // no request was answered yet
 	stage   Stage
 	text    []byte // of requests with the continue bit
 	req     LoginRequest
@@ -42,14 +43,18 @@ func refuse(status LoginStatus, format string, a ...any) error {
 }
 
 // login brings the connection to the full feature phase, or answers why not.
-func (c *conn) login(ctx context.Context) error {
+func (c *conn) login(ctx context.Context) (err error) {
 	end, err := c.t.beginLogin(c)
 	if err != nil {
 		return err
 	}
+	l, began := &login{c: c, first: true}, time.Now()
 	defer func() {
 		c.eager.resting = false
 		end()
+		if tell := c.t.opts.Asked; tell != nil && l.asked != "" {
+			tell(LoginAsked{Initiator: c.nexus.initiator, Target: l.asked, Address: c.nc.RemoteAddr().String(), Began: began}, err)
+		}
 	}()
 	deadline := time.Now().Add(c.t.opts.LoginTimeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
@@ -57,7 +62,6 @@ func (c *conn) login(ctx context.Context) error {
 	if err := c.nc.SetDeadline(deadline); err != nil {
 		return err
 	}
-	l := &login{c: c, first: true}
 	for {
 		done, err := l.step(ctx)
 		if r := (*refusal)(nil); errors.As(err, &r) {
@@ -196,6 +200,7 @@ func (l *login) identify(pairs Pairs) error {
 	if !ok {
 		return refuse(LoginMissingParameter, "iscsi: no TargetName")
 	}
+	l.asked = target
 	export, err := l.c.t.opts.Directory.Find(name, target)
 	if err != nil {
 		return &refusal{LoginNotFound, err}

@@ -29,6 +29,9 @@ type Options struct {
 	Directory Directory // required
 	// Log gets one line per log-in, refusal and lost session; nil discards.
 	Log *slog.Logger
+	// Asked is told of every log-in to a target that ended: err says why it was
+	// refused, nil that a session began. It must not block. May be nil.
+	Asked func(LoginAsked, error)
 	// LoginTimeout bounds the time from connection to full feature phase;
 	// default 15 s.
 	LoginTimeout time.Duration
@@ -49,6 +52,14 @@ type Options struct {
 	// DiscoveryTimeout bounds a discovery session, which anybody may open;
 	// default 60 s.
 	DiscoveryTimeout time.Duration
+}
+
+// LoginAsked names a log-in: what the initiator said, which nothing proves until
+// it succeeded.
+type LoginAsked struct {
+	Initiator, Target string
+	Address           string // of the initiator, with its port
+	Began             time.Time
 }
 
 func (o Options) withDefaults() Options {
