@@ -178,7 +178,7 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	a.parts.onStop("BMCs", a.bmcs.close)
 	a.boots = &boots{
 		cfg: a.cfg, attempts: a.attempts, bmcs: a.bmcs, images: a.images, cache: filepath.Join(a.cfg.State, "initramfs"),
-		nodes: a.node, byMAC: a.nodeByMAC, log: a.log.With("part", "boot"),
+		nodes: a.node, byMAC: a.nodeByMAC, volumes: a.volumes, log: a.log.With("part", "boot"),
 	}
 	a.agents = &agents{cfg: a.cfg, attempts: a.attempts, volumes: a.volumes, images: a.images, log: a.log.With("part", "agents")}
 	a.engine, err = runner.New(ctx, runner.Options{

@@ -3,12 +3,9 @@ package appliance
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"time"
 
 	"hotspare"
@@ -28,6 +25,7 @@ type boots struct {
 	attempts *attempts
 	bmcs     *bmcs
 	images   *images.Repository
+	volumes  *volumes
 	cache    string // of initramfs
 	ca       func() []byte
 	nodes    func(name string) (*haengine.NodeState, bool)
@@ -43,15 +41,17 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	if !ok {
 		return &hotspare.Error{Code: hotspare.CodeNotFound, What: "there is no such node", Where: o.Node, Fix: "hotspare get nodes"}
 	}
-	if o.Way != haengine.WayColdISCSI {
+	if o.Way != haengine.WayColdISCSI && o.Way != haengine.WayColdSAN {
 		return &hotspare.Error{Code: hotspare.CodeInvalid, What: fmt.Sprintf("the way %s is not offered", o.Way), Where: o.App, Fix: "use cold-iscsi"}
 	}
 	img, err := b.images.Resolve(o.Image)
 	if err != nil {
 		return err
 	}
-	if _, err := b.initramfs(ctx, img); err != nil {
-		return err
+	if o.Way != haengine.WayColdSAN {
+		if _, err := b.initramfs(ctx, img); err != nil {
+			return err
+		}
 	}
 	x, err := b.attempts.begin(n.Spec, o, img.Ref())
 	if err != nil {
@@ -127,6 +127,16 @@ func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, erro
 		MAC:    x.MACs[0],
 		Reason: fmt.Sprintf("it becomes %s under epoch %d (%s)", x.App, x.Epoch, x.Way),
 	}
+	b.firmware(&a)
+	if x.Way == haengine.WayColdSAN {
+		a.Kind, a.Kernel, a.Initrd, a.Cmdline = boot.KindSAN, "", "", ""
+		if x.JoinHash != "" && r.Path.Token == "" {
+			// The volume's secret is out, so this is another boot than the one that
+			// was ordered.
+			a.Kind, a.Token = boot.KindNone, ""
+			a.Reason = fmt.Sprintf("the boot of epoch %d has its volume already; a further one carries nothing until hotspare orders it", x.Epoch)
+		}
+	}
 	if !x.Redeemed.IsZero() {
 		// The boot that was ordered has joined. A machine that asks again has
 		// started by itself: its grant is bound to the boot id that joined.
@@ -146,6 +156,13 @@ func (b *boots) cmdline(img images.Image) string {
 	return s
 }
 
+// firmware adds what the node's document says of its firmware.
+func (b *boots) firmware(a *boot.Assignment) {
+	if n, ok := b.nodes(a.Node); ok {
+		a.SecureBoot, a.Loader = n.Spec.SecureBoot, n.Spec.Loader
+	}
+}
+
 // idle is the answer for a machine that nothing was ordered for.
 func (b *boots) idle(m boot.MAC) boot.Assignment {
 	n, ok := b.byMAC(m)
@@ -156,7 +173,10 @@ func (b *boots) idle(m boot.MAC) boot.Assignment {
 	if n.Reason != "" {
 		reason += " (" + n.Reason + ")"
 	}
-	return boot.Assignment{Node: n.Spec.Name, Approved: n.Spec.Approved, Kind: boot.KindNone, Reason: reason}
+	return boot.Assignment{
+		Node: n.Spec.Name, Approved: n.Spec.Approved, Kind: boot.KindNone, Reason: reason, MAC: m,
+		SecureBoot: n.Spec.SecureBoot, Loader: n.Spec.Loader,
+	}
 }
 
 // Open gives an artefact of the boot behind a token.
@@ -165,8 +185,11 @@ func (b *boots) Open(ctx context.Context, token string, what boot.Artefact) (htt
 	if !ok {
 		return httpboot.File{}, &hotspare.Error{Code: hotspare.CodeBootToken, What: "the boot token is not known any more", Fix: "power the node on through hotspare"}
 	}
-	if what == boot.ArtefactJoin {
+	switch what {
+	case boot.ArtefactJoin:
 		return b.join(token)
+	case boot.ArtefactSAN:
+		return b.san(token)
 	}
 	img, err := b.images.Resolve(x.Image)
 	if err != nil {
@@ -206,22 +229,3 @@ func (b *boots) join(bootToken string) (httpboot.File, error) {
 type memory struct{ *bytes.Reader }
 
 func (memory) Close() error { return nil }
-
-// loader opens one of the boot loaders of the distribution.
-func (b *boots) loader(name string) (io.ReadSeekCloser, error) {
-	root, err := os.OpenRoot(b.cfg.Loaders)
-	if err != nil {
-		return nil, &hotspare.Error{
-			Code: hotspare.CodeMissingTool, What: "the boot loaders are not installed", Where: b.cfg.Loaders, Err: err,
-			Fix: "apt-get install ipxe, or set `loaders` to their folder",
-		}
-	}
-	defer root.Close()
-	f, err := root.Open(filepath.Base(name))
-	if err != nil {
-		return nil, errors.Join(&hotspare.Error{
-			Code: hotspare.CodeMissingTool, What: "a boot loader is missing", Where: filepath.Join(b.cfg.Loaders, name), Fix: "apt-get install ipxe",
-		}, err)
-	}
-	return f, nil
-}

@@ -16,6 +16,7 @@ import (
 	"hotspare"
 	"hotspare/boot"
 	"hotspare/boot/dhcp"
+	"hotspare/boot/grub"
 	"hotspare/boot/httpboot"
 	"hotspare/boot/ipxe"
 	"hotspare/boot/tftp"
@@ -54,7 +55,7 @@ func (a *Appliance) listen(ctx context.Context, network string, at netip.AddrPor
 
 // serveBoot starts what machines boot from.
 func (a *Appliance) serveBoot(ctx context.Context) error {
-	site := boot.Site{Server: a.cfg.Network.Address.Addr(), HTTPPort: a.cfg.Network.HTTPPort, Loaders: boot.DefaultLoaders()}
+	site := a.bootSite()
 	if err := a.serveDHCP(site); err != nil {
 		return err
 	}
@@ -62,7 +63,7 @@ func (a *Appliance) serveBoot(ctx context.Context) error {
 		return err
 	}
 	h, err := httpboot.New(httpboot.Options{
-		Site: site, Director: a.boots, Source: a.boots, Script: ipxe.Write, Loader: a.boots.loader, MACOf: a.macOf,
+		Site: site, Director: a.boots, Source: a.boots, Script: ipxe.Write, GRUB: grub.Write, Loader: a.boots.loader, MACOf: a.macOf,
 		Recorder: a.recorder, Log: a.log.With("part", "http"),
 		Refetch: func(ctx context.Context, r httpboot.Refetch) {
 			a.compromised(ctx, r.Node, fmt.Sprintf("its join archive was asked for again by %s (%s)", r.Client, r.MAC))
@@ -132,7 +133,7 @@ func (a *Appliance) serviceAddress(addr netip.Addr) bool {
 
 func (a *Appliance) serveTFTP(site boot.Site) error {
 	files := map[string]tftp.Opener{}
-	for _, name := range site.Loaders {
+	for _, name := range site.LoaderFiles() {
 		files[name] = func() (io.ReadSeekCloser, error) { return a.boots.loader(name) }
 	}
 	s, err := tftp.New(tftp.Options{

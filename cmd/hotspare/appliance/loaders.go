@@ -1,0 +1,189 @@
+package appliance
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"hotspare"
+	"hotspare/boot"
+	"hotspare/boot/grub"
+)
+
+// FirmwareConfig says which boot loader each firmware gets. Architectures are
+// words (bios, uefi-x64, uefi-x64-http, uefi-arm64, ...) or numbers of option 93.
+type FirmwareConfig struct {
+	Loaders    map[string]string `yaml:"loaders"`    // architecture to file name; what is not named keeps its default
+	SecureBoot map[string]string `yaml:"secureBoot"` // the same for nodes with secureBoot
+	More       []string          `yaml:"more"`       // further files that a node's `loader` may name
+}
+
+func (f FirmwareConfig) validate() error {
+	for _, table := range []map[string]string{f.Loaders, f.SecureBoot} {
+		for word, file := range table {
+			arch, err := boot.ParseArch(word)
+			if err != nil {
+				return err
+			}
+			if !boot.ValidName(file) {
+				return fmt.Errorf("loader %q of %s is not a plain file name", file, word)
+			}
+			if !boot.Fits(file, arch) {
+				return fmt.Errorf("firmware %s cannot start a loader named %s", arch, file)
+			}
+		}
+	}
+	for _, file := range f.More {
+		if !boot.ValidName(file) {
+			return fmt.Errorf("loader %q is not a plain file name", file)
+		}
+	}
+	return nil
+}
+
+// over lays the configured loaders over the defaults.
+func over(def map[boot.Arch]string, configured map[string]string) map[boot.Arch]string {
+	for word, file := range configured {
+		if arch, err := boot.ParseArch(word); err == nil {
+			def[arch] = file
+		}
+	}
+	return def
+}
+
+// bootSite is what the boot services know of the appliance. A loader that is not
+// installed is not offered: the reason then says so, where a firmware would only
+// have seen a failed download.
+func (a *Appliance) bootSite() boot.Site {
+	f := a.cfg.Firmware
+	site := boot.Site{
+		Server: a.cfg.Network.Address.Addr(), HTTPPort: a.cfg.Network.HTTPPort,
+		Loaders: over(boot.DefaultLoaders(), f.Loaders), SecureLoaders: over(boot.DefaultSecureLoaders(), f.SecureBoot),
+	}
+	for _, table := range []map[boot.Arch]string{site.Loaders, site.SecureLoaders} {
+		for arch, name := range table {
+			if file, ok := a.boots.installed(name); !ok {
+				a.log.Warn("a boot loader is not installed", "firmware", arch.String(), "loader", file, "fix", loaderFix(file))
+				delete(table, arch)
+			}
+		}
+	}
+	for _, name := range slices.Concat([]string{"ipxe.efi", "snponly.efi", "undionly.kpxe", "undionly.kkpxe", "ipxe.pxe", "shimx64.efi", "shimaa64.efi", "grubx64.efi", "grubaa64.efi"}, f.More) {
+		if _, ok := a.boots.installed(name); ok {
+			site.MoreLoaders = append(site.MoreLoaders, name)
+		}
+	}
+	return site
+}
+
+// installed says whether a loader and all that it fetches by itself are there, or
+// else which file is missing.
+func (b *boots) installed(name string) (missing string, ok bool) {
+	for n := name; n != ""; n = boot.Follower(n) {
+		if _, err := b.find(n); err != nil {
+			return n, false
+		}
+	}
+	return "", true
+}
+
+// debianLoaders are the places of Debian's packages shim-signed and
+// grub-efi-*-signed. The names are those that the loaders look for each other by.
+func debianLoaders(name string) string {
+	switch name {
+	case "shimx64.efi":
+		return "/usr/lib/shim/shimx64.efi.signed"
+	case "grubx64.efi":
+		return "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"
+	case "shimaa64.efi":
+		return "/usr/lib/shim/shimaa64.efi.signed"
+	case "grubaa64.efi":
+		return "/usr/lib/grub/arm64-efi-signed/grubnetaa64.efi.signed"
+	}
+	return ""
+}
+
+// find gives the file of a loader: the configured folder comes first.
+func (b *boots) find(name string) (string, error) {
+	if !boot.ValidName(name) {
+		return "", &hotspare.Error{Code: hotspare.CodeInvalid, What: "this is no name of a boot loader", Where: fmt.Sprintf("%.80q", name)}
+	}
+	file := filepath.Join(b.cfg.Loaders, name)
+	_, err := os.Stat(file)
+	if err == nil {
+		return file, nil
+	}
+	if other := debianLoaders(name); other != "" {
+		if _, err := os.Stat(other); err == nil {
+			return other, nil
+		}
+	}
+	return "", errors.Join(&hotspare.Error{
+		Code: hotspare.CodeMissingTool, What: "a boot loader is missing", Where: file, Fix: loaderFix(name),
+	}, err)
+}
+
+func loaderFix(name string) string {
+	switch name {
+	case "shimx64.efi", "grubx64.efi":
+		return "apt-get install shim-signed grub-efi-amd64-signed"
+	case "shimaa64.efi", "grubaa64.efi":
+		return "put it into the folder `loaders`, from the arm64 packages shim-signed and grub-efi-arm64-signed"
+	}
+	return "apt-get install ipxe, or put it into the folder `loaders`"
+}
+
+// loader opens one of the boot loaders.
+func (b *boots) loader(name string) (io.ReadSeekCloser, error) {
+	file, err := b.find(name)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(file)
+}
+
+// resolve answers for what shim and GRUB fetch over TFTP from the folder of a
+// boot: the decision is the plan's, as over HTTP.
+func (b *boots) resolve(ctx context.Context, site boot.Site, r boot.Request) (io.ReadSeekCloser, string, boot.Reason) {
+	if p, ok := boot.ParsePath("/" + r.File); ok {
+		r.Path = p
+		if r.MAC.IsZero() {
+			r.MAC = p.MAC
+		}
+	}
+	asked, err := b.Assign(ctx, r)
+	offer, reason := site.Plan(r, asked)
+	if err != nil {
+		b.log.ErrorContext(ctx, "boot decision failed", "file", boot.RedactFile(r.File), "err", err)
+		if offer.Script.Kind == boot.ScriptWait {
+			reason = boot.Undecided()
+			offer.Script.Lines = []string{"reason: " + reason.String()}
+		}
+	}
+	switch offer.Kind {
+	case boot.OfferScript:
+		text, err := grub.Write(offer.Script)
+		if err != nil {
+			b.log.ErrorContext(ctx, "boot script refused", "node", asked.Node, "err", err)
+			reason = boot.Reason{Rule: boot.RuleUndecided, Code: hotspare.CodeOf(err), Text: "the boot script cannot be written: " + err.Error()}
+			text, err = grub.Write(boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.Text}, Again: site.Again})
+			if err != nil {
+				return nil, asked.Node, reason
+			}
+		}
+		return memory{bytes.NewReader(text)}, asked.Node, reason
+	case boot.OfferContent:
+		f, err := b.loader(offer.BootFile)
+		if err != nil {
+			b.log.ErrorContext(ctx, "boot loader not available", "file", offer.BootFile, "err", err)
+			return nil, asked.Node, boot.Reason{Rule: boot.RuleTransferFail, Code: hotspare.CodeOf(err), Text: offer.BootFile + " cannot be opened", Fix: "look into the appliance's log"}
+		}
+		return f, asked.Node, reason
+	}
+	return nil, asked.Node, reason
+}
