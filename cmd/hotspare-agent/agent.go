@@ -77,6 +77,11 @@ func runAgent() {
 	}
 	a := &agent{out: out, log: log, up: bootTime, phase: agentlink.PhaseParked}
 	err := a.run(context.Background())
+	if errors.Is(err, errBootAgain) {
+		out.say("%v", err)
+		out.flush(100 * time.Millisecond)
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	}
 	out.say("this node cannot go on: %v", err)
 	out.say("it boots again in %s", refusedPause)
 	time.Sleep(refusedPause)

@@ -7,22 +7,25 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // console writes lines to the node's screen or serial line. It never blocks its
 // callers: a line that the console does not take in time is dropped.
 type console struct {
+	f       *os.File
 	lines   chan string
 	dropped atomic.Int64
 }
 
 // newConsole opens /dev/console, or standard output where there is none.
 func newConsole() *console {
-	c := &console{lines: make(chan string, 256)}
 	f, err := os.OpenFile("/dev/console", os.O_WRONLY, 0)
 	if err != nil {
 		f = os.Stdout
 	}
+	c := &console{f: f, lines: make(chan string, 256)}
 	go func() {
 		for line := range c.lines {
 			_, _ = f.WriteString(line)
@@ -46,6 +49,15 @@ func (c *console) say(format string, args ...any) {
 func (c *console) flush(limit time.Duration) {
 	for end := time.Now().Add(limit); len(c.lines) > 0 && time.Now().Before(end); {
 		time.Sleep(5 * time.Millisecond) // the last moment before a reset: no event is worth its code here
+	}
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		_ = unix.IoctlSetInt(int(c.f.Fd()), unix.TCSBRK, 1) // tcdrain(3): the serial line is slow
+	}()
+	select {
+	case <-drained:
+	case <-time.After(limit):
 	}
 }
 

@@ -22,6 +22,9 @@ import (
 // free, since an image needs the rest when it is started.
 func memoryLimit() int64 { return int64(meminfo("MemAvailable")) * 1024 / 3 }
 
+// errBootAgain ends a boot that has nothing to show to anybody.
+var errBootAgain = errors.New("the node was approved and boots again for it")
+
 // announce tells the appliance of a node that it has not approved, for ever. All
 // that it may learn is that it is to boot again.
 func (a *agent) announce(ctx context.Context) error {
@@ -41,7 +44,7 @@ func (a *agent) announce(ctx context.Context) error {
 			wait = 10 * time.Second
 		}
 		if noted.Boot {
-			return errors.New("the node was approved and boots again for it")
+			return errBootAgain
 		}
 		if text != told {
 			told = text

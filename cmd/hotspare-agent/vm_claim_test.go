@@ -77,8 +77,8 @@ func startOrders(t *testing.T) (*appliance, *disks, *machine, server.Session) {
 		}
 	}
 	order := ordersClaim(t, d, 7)
-	kernel, initrd := buildInitramfs(t, a.ca.PEM(), agentlink.ModeStart)
-	m := bootNode(t, kernel, initrd)
+	env := buildEnvironment(t)
+	m := bootNode(t, env.kernel, env.initrd(t, joinArchive(t, a.ca.PEM(), agentlink.ModeStart, 0xab)))
 	var s server.Session
 	select {
 	case s = <-a.joined:

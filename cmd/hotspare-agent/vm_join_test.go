@@ -15,8 +15,8 @@ func TestAgentBootsAndJoins(t *testing.T) {
 	}
 	serveDHCP(t)
 	a := newAppliance(t)
-	kernel, initrd := buildInitramfs(t, a.ca.PEM(), agentlink.ModeStart)
-	m := bootNode(t, kernel, initrd)
+	env := buildEnvironment(t)
+	m := bootNode(t, env.kernel, env.initrd(t, joinArchive(t, a.ca.PEM(), agentlink.ModeStart, 0xab)))
 	select {
 	case s := <-a.joined:
 		t.Logf("joined %.1f s after the machine was started: %+v", time.Since(m.start).Seconds(), s)
@@ -36,5 +36,30 @@ func TestAgentBootsAndJoins(t *testing.T) {
 		t.Fatal("the machine ended before it joined")
 	case <-time.After(4 * time.Minute):
 		t.Fatal("no join within four minutes")
+	}
+}
+
+// A node that nobody has approved has no token: it tells what it is, gets
+// nothing but the word to come again, and boots anew once it is approved.
+func TestUnapprovedNodeAnnouncesItself(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	serveDHCP(t)
+	a := newAppliance(t)
+	env := buildEnvironment(t)
+	m := bootNode(t, env.kernel, env.initrd(t, joinArchive(t, a.ca.PEM(), agentlink.ModeDiscovery, 0)))
+	m.await(t, 4*time.Minute, 1, "is not approved: approve it on the appliance")
+	a.note(func() {
+		if len(a.heard) != 1 || a.heard[0].Facts.UUID != nodeUUID || a.heard[0].Claimed != "n1" || len(a.heard[0].Facts.NICs) != 1 {
+			t.Errorf("heard: %+v", a.heard)
+		}
+		a.approved = true
+	})
+	m.awaitEnd(t, 50*time.Second) // -no-reboot; a node that has something to show waits for 60 s
+	select {
+	case s := <-a.joined:
+		t.Errorf("a node without a token joined: %+v", s)
+	default:
 	}
 }

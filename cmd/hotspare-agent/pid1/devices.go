@@ -3,7 +3,6 @@ package pid1
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -35,7 +34,7 @@ type drivers struct {
 
 // LoadForDevices loads the modules for the devices that the kernel has found, as
 // udev would by their modalias.
-func LoadForDevices(devices, aliasList, depList string) (loaded int, failures []error) {
+func LoadForDevices(buses, aliasList, depList string) (loaded int, failures []error) {
 	d, err := readDrivers(aliasList, depList)
 	if err != nil {
 		return 0, []error{err}
@@ -46,7 +45,7 @@ func LoadForDevices(devices, aliasList, depList string) (loaded int, failures []
 	tried := map[string]bool{}
 	for range maxRounds {
 		before := loaded
-		for _, module := range d.wanted(modaliases(devices)) {
+		for _, module := range d.wanted(d.modaliases(buses)) {
 			for _, file := range append(d.before[module], d.file[module]) {
 				if tried[file] {
 					continue
@@ -145,19 +144,29 @@ func (d drivers) wanted(names map[string]bool) []string {
 	return out
 }
 
-// modaliases gives the names by which the devices below a folder of sysfs ask
-// for drivers.
-func modaliases(devices string) map[string]bool {
+// modaliases gives the names by which devices ask for drivers: those on the
+// buses that an alias of the drivers names ("pci:...", "acpi*:..."). Looking
+// through all of /sys takes a slow machine most of a second.
+func (d drivers) modaliases(buses string) map[string]bool {
 	names := map[string]bool{}
-	_ = filepath.WalkDir(devices, func(at string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.Name() != "modalias" {
-			return nil // a device that went away meanwhile
+	seen := map[string]bool{}
+	for _, a := range d.aliases {
+		bus, _, _ := strings.Cut(a.pattern, ":")
+		bus = strings.TrimRight(bus, "*")
+		if seen[bus] {
+			continue
 		}
-		if text, err := os.ReadFile(at); err == nil {
-			names[strings.TrimSpace(string(text))] = true
+		seen[bus] = true
+		devices, err := os.ReadDir(filepath.Join(buses, bus, "devices"))
+		if err != nil {
+			continue // the kernel has no such bus
 		}
-		return nil
-	})
+		for _, dev := range devices {
+			if text, err := os.ReadFile(filepath.Join(buses, bus, "devices", dev.Name(), "modalias")); err == nil {
+				names[strings.TrimSpace(string(text))] = true
+			}
+		}
+	}
 	delete(names, "")
 	return names
 }

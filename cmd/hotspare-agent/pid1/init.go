@@ -34,7 +34,7 @@ func Run(say func(format string, args ...any)) {
 
 func run(say func(format string, args ...any)) error {
 	loaded, failures := LoadModules(ModulesList)
-	byDevice, more := LoadForDevices("/sys/devices", ModulesAlias, ModulesDep)
+	byDevice, more := LoadForDevices("/sys/bus", ModulesAlias, ModulesDep)
 	for _, err := range append(failures, more...) {
 		say("%v", err)
 	}

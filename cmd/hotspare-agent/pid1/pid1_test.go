@@ -125,7 +125,10 @@ alias acpi*:PNP0[ABC]00:* bracket
 
 func TestModaliasesAreReadFromSysfs(t *testing.T) {
 	root := t.TempDir()
-	for at, text := range map[string]string{"pci0000:00/0000:00:03.0/modalias": "pci:v1\n", "pci0000:00/0000:00:03.0/virtio0/modalias": "virtio:d1\n", "platform/none": "x"} {
+	for at, text := range map[string]string{
+		"pci/devices/0000:00:03.0/modalias": "pci:v1\n", "virtio/devices/virtio0/modalias": "virtio:d1\n", "acpi/devices/X/modalias": "acpi:X:\n",
+		"usb/devices/1-1/modalias": "usb:v1\n", "pci/devices/none/other": "x",
+	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, at)), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +136,8 @@ func TestModaliasesAreReadFromSysfs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := modaliases(root); len(got) != 2 || !got["pci:v1"] || !got["virtio:d1"] {
+	d := drivers{aliases: []alias{{"pci:v*", "a"}, {"virtio:d*", "b"}, {"acpi*:X:*", "c"}, {"pci:w*", "d"}, {"nobus:*", "e"}}}
+	if got := d.modaliases(root); len(got) != 3 || !got["pci:v1"] || !got["virtio:d1"] || !got["acpi:X:"] {
 		t.Errorf("got %v", got)
 	}
 }
