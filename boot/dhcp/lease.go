@@ -23,9 +23,13 @@ const (
 // on it.
 const conflictHold = 10 * time.Minute
 
-// searched bounds the addresses that are looked at for one offer, so that a full
-// pool of 65,536 costs a flood of new machines no more than a small one.
-const searched = 1024
+// nearby and searched bound the addresses that are looked at for one offer: for one
+// that was probed lately, and at all. A pool of 65,536 that was all used once costs
+// a flood of new machines no more than a small one.
+const (
+	nearby   = 64
+	searched = 1024
+)
 
 // Lease is one machine's address.
 type Lease struct {
@@ -136,11 +140,19 @@ func (t *table) search(m boot.MAC, now time.Time) (netip.Addr, error) {
 	first, start := number(t.pool.From), h.Sum32()%size
 	var unused netip.Addr
 	var oldest *Lease
-	// All of the pool only while nothing is found at all.
-	for i := uint32(0); i < size && (i < searched || !unused.IsValid() && oldest == nil); i++ {
+	for i := range size {
+		if i == nearby {
+			if a, ok := t.stock(m, now); ok {
+				return a, nil
+			}
+		}
+		// All of the pool only while nothing is found at all.
+		if i >= nearby && unused.IsValid() || i >= searched && oldest != nil {
+			break
+		}
 		a := address(first + (start+i)%size)
 		l := t.byAddr[a]
-		if l != nil && (l.MAC == m || l.Live(now)) || !t.free(a, m, now) {
+		if l != nil && l.MAC != m && l.Live(now) || l == nil && unused.IsValid() && !t.isQuiet(a, now) || !t.free(a, m, now) {
 			continue
 		}
 		switch {
@@ -151,9 +163,6 @@ func (t *table) search(m boot.MAC, now time.Time) (netip.Addr, error) {
 		case l != nil && (oldest == nil || l.Expires.Before(oldest.Expires)):
 			oldest = l
 		}
-	}
-	if a, ok := t.stock(m, now); ok {
-		return a, nil
 	}
 	switch {
 	case unused.IsValid():

@@ -240,8 +240,12 @@ func (s *Server) admit(b []byte) bool {
 	}
 	switch s.limits.admit(mac, s.o.Known, s.o.Now()) {
 	case tooMany:
-		if s.stat.limited.Add(1)%1000 == 1 {
-			s.o.Log.Warn("a machine sends DHCP packets faster than any client does; they are dropped", "mac", mac, "limit", s.o.Limits.PerMachine)
+		if s.stat.limited.Add(1)%100 == 1 {
+			s.alarm(&hotspare.Error{
+				Code: hotspare.CodeDHCPRefuses, What: "DHCP packets of one machine are dropped", Where: "flood on " + s.o.Interface,
+				Why: fmt.Sprintf("%s sends more than %d a second", mac, s.o.Limits.PerMachine),
+				Fix: "look at that machine, or for a loop in the network",
+			})
 		}
 		return false
 	case tooForeign:
@@ -287,12 +291,18 @@ func (s *Server) packet(ctx context.Context, c *socket, b []byte, from netip.Add
 			s.stat.answered.Add(1)
 		}
 	}
-	if a.text != "" {
-		s.o.Recorder.Record(boot.Entry{
-			At: s.o.Now(), MAC: m.mac, Protocol: protocol, Node: a.node,
-			Request: describe(m), Answer: a.text, Reason: a.reason,
-		})
+	s.record(m, protocol, a)
+}
+
+// record enters an answer into the machine's trace.
+func (s *Server) record(m message, protocol boot.Protocol, a answer) {
+	if a.text == "" {
+		return
 	}
+	s.o.Recorder.Record(boot.Entry{
+		At: s.o.Now(), MAC: m.mac, Protocol: protocol, Node: a.node,
+		Request: describe(m), Answer: a.text, Reason: a.reason,
+	})
 }
 
 // Leases gives all leases, live and remembered, by address.
