@@ -21,16 +21,18 @@ import (
 	"hotspare/haengine/agentlink"
 )
 
-// attempt is one ordered start of one node under one epoch: what its boot paths
-// and its one-time join token are worth.
+// attempt is one ordered boot of one node, for a grant under its epoch or into
+// standby in a turn: what its boot paths and its one-time join token are worth.
 type attempt struct {
+	Mode        attemptMode    `json:"mode,omitempty"`
 	Node        string         `json:"node"`
 	MACs        []boot.MAC     `json:"macs"`
 	UUID        string         `json:"uuid,omitempty"`
 	App         string         `json:"app"`
 	Epoch       haengine.Epoch `json:"epoch"`
+	Turn        haengine.Turn  `json:"turn,omitempty"` // of a boot into standby
 	Way         haengine.Way   `json:"way"`
-	Image       string         `json:"image"`     // name:version, resolved once
+	Image       string         `json:"image"`     // name:version, resolved once; "": the kernel of the appliance's host
 	BootToken   string         `json:"bootToken"` // opens kernel and initramfs; reveals no secret
 	Created     time.Time      `json:"created"`
 	JoinHash    string         `json:"joinHash,omitempty"` // SHA-256 of the join token, minted when the archive is fetched
@@ -38,6 +40,15 @@ type attempt struct {
 	Redeemed    time.Time      `json:"redeemed,omitzero"`
 	BootID      string         `json:"bootId,omitempty"`
 }
+
+// attemptMode says what a boot is for.
+type attemptMode string
+
+const (
+	forGrant   attemptMode = ""        // it carries an application
+	forStandby attemptMode = "standby" // it waits for a claim
+	forPreload attemptMode = "preload" // no boot: a parked node reads kernel and initramfs
+)
 
 // joinLife is how long a join token may be redeemed after it was fetched
 // (SAFETY, trust level L1: at most 10 minutes).
@@ -53,9 +64,11 @@ type attempts struct {
 	path string
 	now  func() time.Time
 
-	mu   sync.Mutex
-	live map[string]attempt // by node
-	dead []string           // hashes of join tokens that were redeemed, of this process and before, oldest first
+	mu      sync.Mutex
+	live    map[string]attempt         // by node
+	loads   map[string]attempt         // by token, of preloads; a restart of the appliance forgets them
+	secrets map[string]hotspare.Secret // by boot token: join secrets that go over the link, for a second try of the order
+	dead    []string                   // hashes of join tokens that were redeemed, of this process and before, oldest first
 }
 
 const attemptsVersion = 1
@@ -67,7 +80,7 @@ type attemptsFile struct {
 }
 
 func openAttempts(path string) (*attempts, error) {
-	a := &attempts{path: path, now: time.Now, live: map[string]attempt{}}
+	a := &attempts{path: path, now: time.Now, live: map[string]attempt{}, loads: map[string]attempt{}, secrets: map[string]hotspare.Secret{}}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, nil
@@ -119,7 +132,77 @@ func (a *attempts) begin(n haengine.Node, b haengine.Boot, image string) (attemp
 			return old, staleBoot(n.Name, b.Epoch, old.Epoch)
 		}
 	}
-	x := attempt{Node: n.Name, UUID: n.UUID, App: b.App, Epoch: b.Epoch, Way: b.Way, Image: image, Created: a.now()}
+	x, err := newAttempt(n, image, a.now())
+	if err != nil {
+		return x, err
+	}
+	x.App, x.Epoch, x.Way = b.App, b.Epoch, b.Way
+	a.keep(x)
+	return x, a.save()
+}
+
+// park makes the attempt of a node's boot into standby, or gives the one that
+// exists. An earlier turn is refused, and so is a node that boots for a grant.
+func (a *attempts) park(n haengine.Node, turn haengine.Turn, image string) (attempt, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if old, ok := a.live[n.Name]; ok {
+		switch {
+		case old.Mode != forStandby:
+			return old, &hotspare.Error{
+				Code: hotspare.CodeStaleEpoch, What: "a boot into standby was refused", Where: n.Name,
+				Why: fmt.Sprintf("it boots for %s under epoch %d", old.App, old.Epoch), Fix: "nothing: it is parked again when it is free",
+			}
+		case old.Turn == turn:
+			return old, nil
+		case old.Turn > turn:
+			return old, &hotspare.Error{
+				Code: hotspare.CodeStaleEpoch, What: "an older order to park was refused", Where: n.Name,
+				Why: fmt.Sprintf("turn %d was asked for, turn %d is under way", turn, old.Turn), Fix: "nothing: a newer order exists",
+			}
+		}
+	}
+	x, err := newAttempt(n, image, a.now())
+	if err != nil {
+		return x, err
+	}
+	x.Mode, x.Turn = forStandby, turn
+	a.keep(x)
+	return x, a.save()
+}
+
+// load gives a token with which a parked node may read the kernel and the
+// initramfs of an image, and nothing else.
+func (a *attempts) load(n haengine.Node, image string) (attempt, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for token, x := range a.loads {
+		if a.now().Sub(x.Created) > joinLife {
+			delete(a.loads, token)
+		}
+	}
+	for _, x := range a.loads {
+		if x.Node == n.Name && x.Image == image {
+			return x, nil
+		}
+	}
+	x, err := newAttempt(n, image, a.now())
+	if err != nil {
+		return x, err
+	}
+	x.Mode = forPreload
+	a.loads[x.BootToken] = x
+	return x, nil
+}
+
+// keep makes x the node's attempt; the caller holds mu.
+func (a *attempts) keep(x attempt) {
+	delete(a.secrets, a.live[x.Node].BootToken)
+	a.live[x.Node] = x
+}
+
+func newAttempt(n haengine.Node, image string, now time.Time) (attempt, error) {
+	x := attempt{Node: n.Name, UUID: n.UUID, Image: image, Created: now}
 	for _, m := range n.MACs {
 		mac, err := boot.ParseMAC(m)
 		if err != nil {
@@ -127,13 +210,9 @@ func (a *attempts) begin(n haengine.Node, b haengine.Boot, image string) (attemp
 		}
 		x.MACs = append(x.MACs, mac)
 	}
-	token, err := boot.NewToken(rand.Reader)
-	if err != nil {
-		return x, err
-	}
-	x.BootToken = token
-	a.live[n.Name] = x
-	return x, a.save()
+	var err error
+	x.BootToken, err = boot.NewToken(rand.Reader)
+	return x, err
 }
 
 func staleBoot(node string, asked, have haengine.Epoch) error {
@@ -143,13 +222,25 @@ func staleBoot(node string, asked, have haengine.Epoch) error {
 	}
 }
 
-// end takes back an attempt up to and including the epoch.
+// end takes back the attempt for a grant up to and including the epoch. A boot
+// into standby has no epoch: only endTurn takes it back.
 func (a *attempts) end(node string, epoch haengine.Epoch) error {
+	return a.drop(node, func(x attempt) bool { return x.Mode == forGrant && (epoch == 0 || x.Epoch <= epoch) })
+}
+
+// endTurn takes back a boot into standby up to and including the turn.
+func (a *attempts) endTurn(node string, turn haengine.Turn) error {
+	return a.drop(node, func(x attempt) bool { return x.Mode == forStandby && x.Turn <= turn })
+}
+
+func (a *attempts) drop(node string, over func(attempt) bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if old, ok := a.live[node]; !ok || (epoch != 0 && old.Epoch > epoch) {
+	x, ok := a.live[node]
+	if !ok || !over(x) {
 		return nil
 	}
+	delete(a.secrets, x.BootToken)
 	delete(a.live, node)
 	return a.save()
 }
@@ -160,7 +251,18 @@ func (a *attempts) byMAC(m boot.MAC) (attempt, bool) {
 }
 
 func (a *attempts) byToken(t string) (attempt, bool) {
-	return a.find(func(x attempt) bool { return boot.SameToken(x.BootToken, t) })
+	same := func(x attempt) bool { return boot.SameToken(x.BootToken, t) }
+	if x, ok := a.find(same); ok {
+		return x, true
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, x := range a.loads {
+		if same(x) {
+			return x, true
+		}
+	}
+	return attempt{}, false
 }
 
 func (a *attempts) byNode(node string) (attempt, bool) {
@@ -190,18 +292,44 @@ func (a *attempts) mint(bootToken string) (attempt, hotspare.Secret, error) {
 		if x.JoinHash != "" {
 			return x, hotspare.Secret{}, boot.ErrSpent
 		}
-		var raw [32]byte
-		if _, err := rand.Read(raw[:]); err != nil {
-			return x, hotspare.Secret{}, err
-		}
-		sum := sha256.Sum256(raw[:])
-		x.JoinHash, x.JoinFetched = hex.EncodeToString(sum[:]), a.now()
-		a.live[node] = x
-		return x, hotspare.NewSecret(hex.EncodeToString(raw[:])), a.save()
+		secret, err := a.draw(node, x)
+		return x, secret, err
 	}
 	return attempt{}, hotspare.Secret{}, &hotspare.Error{
 		Code: hotspare.CodeBootToken, What: "the boot token is not known any more", Fix: "power the node on through hotspare",
 	}
+}
+
+// inLink gives the join token of an attempt whose archive goes over the agent's
+// link: the same again for a second try of the order. The hash is durable before
+// the token is given away.
+func (a *attempts) inLink(x attempt) (hotspare.Secret, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s, ok := a.secrets[x.BootToken]; ok {
+		return s, nil
+	}
+	now, ok := a.live[x.Node]
+	if !ok || now.BootToken != x.BootToken {
+		return hotspare.Secret{}, staleBoot(x.Node, x.Epoch, now.Epoch)
+	}
+	s, err := a.draw(x.Node, now)
+	if err == nil {
+		a.secrets[x.BootToken] = s
+	}
+	return s, err
+}
+
+// draw makes a join token for the node's attempt; the caller holds mu.
+func (a *attempts) draw(node string, x attempt) (hotspare.Secret, error) {
+	var raw [32]byte
+	if _, err := rand.Read(raw[:]); err != nil {
+		return hotspare.Secret{}, err
+	}
+	sum := sha256.Sum256(raw[:])
+	x.JoinHash, x.JoinFetched = hex.EncodeToString(sum[:]), a.now()
+	a.live[node] = x
+	return hotspare.NewSecret(hex.EncodeToString(raw[:])), a.save()
 }
 
 // redeem spends a join token for the machine that the facts describe.
