@@ -28,7 +28,9 @@ import (
 // serveTarget opens the iSCSI target: running nodes get their disks back before
 // anything else happens.
 func (a *Appliance) serveTarget(ctx context.Context) error {
-	ln, err := a.listen(ctx, "tcp", a.cfg.portal())
+	// The target pings its sessions itself: TCP's keep-alive beside it would be four
+	// system calls of each log-in.
+	ln, err := a.listenAs(ctx, net.ListenConfig{KeepAlive: -1}, "tcp", a.cfg.portal())
 	if err != nil {
 		return err
 	}
@@ -42,7 +44,10 @@ func isInUse(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }
 // listen opens a TCP port; the error names who holds it, or says that the
 // address is not there.
 func (a *Appliance) listen(ctx context.Context, network string, at netip.AddrPort) (net.Listener, error) {
-	var c net.ListenConfig
+	return a.listenAs(ctx, net.ListenConfig{}, network, at)
+}
+
+func (a *Appliance) listenAs(ctx context.Context, c net.ListenConfig, network string, at netip.AddrPort) (net.Listener, error) {
 	ln, err := c.Listen(ctx, network, at.String())
 	if errors.Is(err, syscall.EADDRNOTAVAIL) {
 		return nil, &hotspare.Error{
