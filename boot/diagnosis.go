@@ -274,7 +274,8 @@ func bootLoop(v *view) (Finding, bool) {
 
 func powerRefused(v *view) (Finding, bool) {
 	e, ok := v.last(step(StepPower))
-	if !ok || !e.Detail.Failed || v.passed(RungFirmware) {
+	again := func(x Entry) bool { return x.Step == StepPower && !x.Detail.Failed }
+	if !ok || !e.Detail.Failed || v.passed(RungFirmware) || v.after(e.Last(), again) {
 		return Finding{}, false
 	}
 	return Finding{
@@ -284,8 +285,8 @@ func powerRefused(v *view) (Finding, bool) {
 }
 
 func neverAsked(v *view) (Finding, bool) {
-	e, ok := v.last(step(StepPower))
-	if !ok || e.Detail.Failed || v.passed(RungFirmware) {
+	e, ok := v.last(func(e Entry) bool { return e.Step == StepPower && !e.Detail.Failed })
+	if !ok || v.passed(RungFirmware) {
 		return Finding{}, false
 	}
 	d, over := v.silent(e.Last(), v.Patience)

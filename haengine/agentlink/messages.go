@@ -123,6 +123,7 @@ type Heartbeat struct {
 	Epoch     uint64     `json:"epoch,omitempty"`
 	Resources []Resource `json:"resources,omitempty"`
 	Metrics   Metrics    `json:"metrics"`
+	Marks     []Mark     `json:"marks,omitempty"` // of this boot, in the first heartbeat of a connection and in the next after a new one
 
 	Health    *Health  `json:"health,omitempty"`    // in the first heartbeat of a connection and in every HealthEvery-th
 	Preloaded []string `json:"preloaded,omitempty"` // SHA-256 of the artefacts that are in the node's memory, while parked
@@ -130,6 +131,16 @@ type Heartbeat struct {
 
 // HealthEvery says in which heartbeats the node's health stands.
 const HealthEvery = 10
+
+// MaxMarks bounds the marks of one boot.
+const MaxMarks = 32
+
+// Mark is a point that the node has passed since its kernel started: init,
+// agent, link, address, joined, claim, switch, systemd, online.
+type Mark struct {
+	Name     string `json:"name"`
+	UpMillis int64  `json:"upMillis"` // the node's CLOCK_BOOTTIME
+}
 
 // Metrics are a few figures of the node.
 type Metrics struct {

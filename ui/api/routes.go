@@ -38,6 +38,9 @@ func (r routes) register(h huma.API) {
 	if r.Keeper != nil {
 		r.registerStorage(h)
 	}
+	if r.Booting != nil {
+		r.registerBoots(h)
+	}
 	huma.Register(h, huma.Operation{
 		OperationID: "apply", Method: http.MethodPost, Path: "/api/v1/apply", Summary: "Apply YAML documents, all or none",
 		RequestBody: &huma.RequestBody{Content: map[string]*huma.MediaType{"application/yaml": {Schema: &huma.Schema{Type: "string"}}}},

@@ -13,6 +13,7 @@ type Verbs struct {
 	History   History
 	Keeper    Keeper // with Tasks; nil: no operations on volumes
 	Tasks     Tasks
+	Booting   Booting // nil: no boots
 }
 
 // Viewer gives the state as it is shown.

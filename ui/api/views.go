@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"hotspare/boot"
 	"hotspare/haengine"
 )
 
@@ -201,6 +202,8 @@ type Explanation struct {
 	Verdict    string      `json:"verdict"`
 	Rows       []Row       `json:"rows"`
 	Candidates []Candidate `json:"candidates,omitempty"`
+
+	Boots []boot.Ladder `json:"boots,omitempty"` // of a boot: the newest first
 }
 
 // Row is one line of an explanation.

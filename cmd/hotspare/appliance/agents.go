@@ -23,8 +23,9 @@ type agents struct {
 	images   *images.Repository
 	log      *slog.Logger
 
-	link   *server.Server // set before anything is served
-	engine *runner.Runner // likewise
+	link    *server.Server // set before anything is served
+	engine  *runner.Runner // likewise
+	ladders *ladders       // what is seen of boots
 }
 
 // orderID gives the same action the same order, so that an agent that carried it
@@ -79,12 +80,19 @@ func (a *agents) send(ctx context.Context, h haengine.Order, bootID string, o ag
 	for _, s := range res.Steps {
 		a.log.DebugContext(ctx, "agent step", "node", h.Node, "order", o.ID, "step", s.Name, "ok", s.OK, "ms", s.Millis, "why", s.Why)
 	}
+	if o.Claim != nil {
+		a.ladders.result(h.Node, bootID, res)
+	}
 	return res.Err()
 }
 
 // Redeem spends a join token.
 func (a *agents) Redeem(_ context.Context, hash [sha256.Size]byte, facts agentlink.Facts) (server.Identity, error) {
 	x, err := a.attempts.redeem(hash, facts)
+	if x.Node == "" {
+		x.Node = a.attempts.owner(hash)
+	}
+	a.ladders.redeemed(x.Node, facts, err)
 	if err != nil {
 		return server.Identity{}, err
 	}
@@ -94,6 +102,7 @@ func (a *agents) Redeem(_ context.Context, hash [sha256.Size]byte, facts agentli
 // Joined tells the engine of a node that came for a grant.
 func (a *agents) Joined(ctx context.Context, s server.Session) {
 	a.log.InfoContext(ctx, "node connected", "node", s.Node, "boot", s.BootID, "from", s.Remote, "resumed", s.Resumed)
+	a.ladders.joined(s)
 	// A resumed session is told too: the appliance may have died between the join
 	// and its journal. The engine ignores what it knows.
 	x, ok := a.attempts.byNode(s.Node)
@@ -110,6 +119,7 @@ func (a *agents) Gone(ctx context.Context, s server.Session, why string) {
 
 // Heartbeat passes the beat through the engine and answers with its lease.
 func (a *agents) Heartbeat(ctx context.Context, s server.Session, h agentlink.Heartbeat) agentlink.HeartbeatAck {
+	a.ladders.beat(s, h)
 	beat := haengine.Heartbeat{Node: s.Node, BootID: s.BootID, App: h.App, Epoch: haengine.Epoch(h.Epoch)}
 	if known := a.known(beat.App, beat.Epoch); beat.Epoch > known {
 		// Every epoch is durable in the exports before a node hears of it: this
@@ -130,6 +140,7 @@ func (a *agents) Heartbeat(ctx context.Context, s server.Session, h agentlink.He
 
 // Report passes the agent's word about its service group on.
 func (a *agents) Report(ctx context.Context, s server.Session, r agentlink.Report) {
+	a.ladders.report(s, r)
 	if r.Dropped {
 		a.submit(ctx, haengine.Dropped{Node: s.Node, BootID: s.BootID, App: r.App, Epoch: haengine.Epoch(r.Epoch), Why: r.Why})
 		return

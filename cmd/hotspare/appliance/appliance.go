@@ -67,6 +67,7 @@ type Appliance struct {
 	link     *server.Server
 	dhcp     *dhcp.Server // nil when DHCP is off
 	recorder *boot.Recorder
+	ladders  *ladders
 	floors   []haengine.EpochFloor // found by reconcile, told to the engine first
 	tasks    *tasks
 	scrubs   *scrubs
@@ -176,11 +177,15 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 		},
 	}
 	a.parts.onStop("BMCs", a.bmcs.close)
+	a.ladders = newLadders(a.recorder, a.node, a.log.With("part", "boot"))
+	traces := filepath.Join(a.cfg.State, "boot-traces.json")
+	a.ladders.load(traces)
+	a.parts.run("boot traces", a.ladders.keep(traces))
 	a.boots = &boots{
 		cfg: a.cfg, attempts: a.attempts, bmcs: a.bmcs, images: a.images, cache: filepath.Join(a.cfg.State, "initramfs"),
 		nodes: a.node, byMAC: a.nodeByMAC, volumes: a.volumes, log: a.log.With("part", "boot"),
 	}
-	a.agents = &agents{cfg: a.cfg, attempts: a.attempts, volumes: a.volumes, images: a.images, log: a.log.With("part", "agents")}
+	a.agents = &agents{cfg: a.cfg, attempts: a.attempts, volumes: a.volumes, images: a.images, ladders: a.ladders, log: a.log.With("part", "agents")}
 	a.engine, err = runner.New(ctx, runner.Options{
 		Journal: a.state, Power: a.bmcs, Booter: a.boots, Volumes: a.volumes, Agents: a.agents,
 		Prober: prober{iface: a.cfg.Network.Interface, wait: 300 * time.Millisecond}, Notifier: notifier{a.log.With("part", "notify")},

@@ -30,6 +30,7 @@ type boots struct {
 	ca       func() []byte
 	nodes    func(name string) (*haengine.NodeState, bool)
 	byMAC    func(boot.MAC) (*haengine.NodeState, bool)
+	ladders  *ladders // what is seen of boots
 	log      *slog.Logger
 }
 
@@ -64,10 +65,12 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	if err != nil {
 		return err
 	}
+	b.ladders.power(o.Node, fmt.Sprintf("it is to become %s under epoch %d (%s)", o.App, o.Epoch, o.Way), o.Epoch)
 	res, err := bmc.On(ctx, q, right(o.Turn), bmc.OnOptions{
 		PXE: true, Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: spec.UUID,
 	})
 	if err != nil {
+		b.ladders.powerFailed(o.Node, err)
 		return transient(err)
 	}
 	b.log.InfoContext(ctx, "node powered on", "node", o.Node, "app", o.App, "epoch", o.Epoch, "wasOn", res.WasOn)

@@ -40,14 +40,7 @@ func (a *Appliance) Explain(_ context.Context, kind, name string) (api.Explanati
 		}
 		return explainNode(st, n), nil
 	case "boot":
-		mac, err := boot.ParseMAC(name)
-		if n := st.Durable.Nodes[name]; err != nil && n != nil && len(n.Spec.MACs) > 0 {
-			mac, err = boot.ParseMAC(n.Spec.MACs[0])
-		}
-		if err != nil {
-			return api.Explanation{}, &hotspare.Error{Code: hotspare.CodeInvalid, What: fmt.Sprintf("%q is neither a MAC address nor a node", name), Fix: "hotspare explain boot 52:54:00:77:00:01"}
-		}
-		return a.explainBoot(mac)
+		return a.explainBoot(name)
 	}
 	return api.Explanation{}, notFound("kind", kind)
 }
@@ -86,23 +79,86 @@ func explainNode(st haengine.State, n *haengine.NodeState) api.Explanation {
 	return e
 }
 
-func (a *Appliance) explainBoot(mac boot.MAC) (api.Explanation, error) {
-	t, ok := a.recorder.Trace(mac)
-	if !ok {
-		return api.Explanation{}, &hotspare.Error{
-			Code: hotspare.CodeNotFound, What: "this machine has not asked for anything", Where: mac.String(),
-			Why: "no DHCP, TFTP or HTTP request of it was seen since the appliance started", Fix: "check its cable, VLAN and boot order",
+// machine gives the MAC address of a node or of a machine that is named by it.
+func (a *Appliance) machine(name string) (boot.MAC, error) {
+	mac, err := boot.ParseMAC(name)
+	if err == nil {
+		return mac, nil
+	}
+	if mac, ok := a.ladders.mac(name); ok {
+		return mac, nil
+	}
+	return boot.MAC{}, &hotspare.Error{
+		Code: hotspare.CodeInvalid, What: fmt.Sprintf("%.80q is neither a MAC address nor a node", name), Fix: "hotspare explain boot 52:54:00:77:00:01",
+	}
+}
+
+// Boots gives the last boot of every machine that asked lately, the latest
+// first, without its single steps.
+func (a *Appliance) Boots(context.Context) ([]boot.Ladder, error) {
+	out := []boot.Ladder{}
+	for _, m := range a.recorder.Machines() {
+		if len(out) == maxBootRows {
+			break
+		}
+		if all := a.ladders.of(m.MAC); len(all) > 0 {
+			for i := range all[0].Rungs {
+				all[0].Rungs[i].Steps = nil
+			}
+			out = append(out, all[0])
 		}
 	}
-	e := api.Explanation{Subject: "boot " + mac.String(), Verdict: "unknown machine"}
-	if t.Node != "" {
-		e.Verdict = "node " + t.Node
+	return out, nil
+}
+
+// maxBootRows bounds the list: a flood of invented machines must not make the
+// console unusable.
+const maxBootRows = 200
+
+// BootsOf gives the boots of one machine, the newest first.
+func (a *Appliance) BootsOf(_ context.Context, name string) ([]boot.Ladder, error) {
+	mac, err := a.machine(name)
+	if err != nil {
+		return nil, err
 	}
-	for _, x := range t.Entries {
-		e.Rows = append(e.Rows, api.Row{At: x.At.Format("15:04:05.000"), Name: string(x.Protocol), Text: x.Request + " -> " + x.Answer + ": " + x.Reason.String()})
+	all := a.ladders.of(mac)
+	if len(all) == 0 {
+		return nil, &hotspare.Error{
+			Code: hotspare.CodeNotFound, What: "this machine has not asked for anything", Where: mac.String(),
+			Why: "no DHCP, TFTP or HTTP request of it was seen", Fix: "check its cable, VLAN and boot order",
+		}
 	}
-	if n := len(t.Entries); n > 0 {
-		e.Verdict += "; last: " + t.Entries[n-1].Reason.String()
+	return all, nil
+}
+
+func (a *Appliance) explainBoot(name string) (api.Explanation, error) {
+	all, err := a.BootsOf(context.Background(), name)
+	if err != nil {
+		return api.Explanation{}, err
+	}
+	l := all[0]
+	e := api.Explanation{Subject: "boot " + l.MAC.String(), Verdict: "unknown machine; " + l.Verdict, Boots: all}
+	if l.Node != "" {
+		e.Verdict = "node " + l.Node + "; " + l.Verdict
+	}
+	for _, f := range l.Findings {
+		text := f.String()
+		if f.Fix != "" {
+			text += "; fix: " + f.Fix
+		}
+		e.Rows = append(e.Rows, api.Row{Name: string(f.Gravity), Text: text})
+	}
+	for _, r := range l.Rungs {
+		for _, s := range r.Steps {
+			text := s.Request
+			if s.Answer != "" {
+				text += " -> " + s.Answer
+			}
+			if s.Reason != "" {
+				text += ": " + s.Reason
+			}
+			e.Rows = append(e.Rows, api.Row{At: s.At.Format("15:04:05.000"), Name: string(r.Name), Text: text})
+		}
 	}
 	return e, nil
 }

@@ -34,7 +34,7 @@ func (a *Appliance) serveTarget(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t := iscsi.New(iscsi.Options{Directory: a.exports, Log: a.log.With("part", "iscsi")})
+	t := iscsi.New(iscsi.Options{Directory: a.exports, Asked: a.ladders.login, Log: a.log.With("part", "iscsi")})
 	a.parts.run("iSCSI target", func(ctx context.Context) error { return t.Serve(ctx, ln) })
 	return nil
 }
@@ -118,6 +118,7 @@ func (a *Appliance) serveDHCP(site boot.Site) error {
 		return err
 	}
 	a.dhcp = s
+	a.ladders.dhcp.Store(s)
 	a.parts.run("DHCP", s.Serve)
 	return nil
 }
@@ -163,7 +164,7 @@ func (a *Appliance) serveAPI(ctx context.Context) error {
 		return err
 	}
 	srv, err := api.New(api.Options{
-		Verbs:   api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, Tasks: a},
+		Verbs:   api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, Tasks: a, Booting: a},
 		Metrics: a.metrics(), Token: token, Page: page, Version: a.version, Log: a.log.With("part", "api"),
 	})
 	if err != nil {

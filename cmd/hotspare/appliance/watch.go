@@ -17,6 +17,9 @@ import (
 // BMCs' queues in step with the nodes.
 func (a *Appliance) watching(ctx context.Context) error {
 	ms := monitor.New(haengine.FromAppliance, func(s haengine.Sample) {
+		if app := a.engine.Snapshot().Durable.Apps[s.App]; app != nil && app.Grant != nil && app.Grant.Epoch == s.Epoch {
+			a.ladders.sample(app.Grant.Node, s)
+		}
 		if err := a.engine.Submit(ctx, s); err != nil && ctx.Err() == nil {
 			a.log.WarnContext(ctx, "sample lost", "app", s.App, "monitor", s.Monitor, "err", err)
 		}
