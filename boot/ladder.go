@@ -393,7 +393,7 @@ func (v *view) waiting() bool {
 // last.
 func (v *view) reached(l Ladder) time.Time {
 	for _, e := range v.all {
-		if l.State == LadderServes && (e.Step == StepMark && e.Detail.Mark == MarkOnline && !v.has(StepService, "") || e.Step == StepService && !e.Detail.Failed) {
+		if v.serves() && (e.Step == StepMark && e.Detail.Mark == MarkOnline && !v.has(StepService, "") || e.Step == StepService && !e.Detail.Failed) {
 			return e.At
 		}
 	}
@@ -422,6 +422,9 @@ func (v *view) verdict(l Ladder) string {
 	case LadderLocal:
 		return "boots from its own disk: " + last.Reason.Text
 	case LadderOver:
+		if v.serves() {
+			return fmt.Sprintf("over; it served %s after it began", total)
+		}
 		return fmt.Sprintf("over after %s; last seen: %s", total, last.Request)
 	}
 	return fmt.Sprintf("boots, %s so far; last seen: %s", total, last.Request)

@@ -146,7 +146,7 @@ func explainCommand(c *connection) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "explain app|failover|node|boot NAME",
 		Short:   "Say why something is so, or why nothing happens",
-		Example: "  hotspare explain app orders\n  hotspare explain failover f3\n  hotspare explain boot 52:54:00:77:00:01",
+		Example: "  hotspare explain app orders\n  hotspare explain failover f3\n  hotspare explain boot n1\n  hotspare explain boot 52:54:00:77:00:01 -o json",
 		Args:    wants(2, 2, "app, failover, node or boot, and a name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cl, err := c.open()
@@ -161,6 +161,9 @@ func explainCommand(c *connection) *cobra.Command {
 			if format == "json" || format == "yaml" {
 				return encode(cmd.OutOrStdout(), format, e)
 			}
+			if len(e.Boots) > 0 {
+				return climbed(cmd.OutOrStdout(), e.Boots)
+			}
 			return explain(cmd.OutOrStdout(), e)
 		},
 	}
@@ -169,10 +172,10 @@ func explainCommand(c *connection) *cobra.Command {
 }
 
 func explain(out io.Writer, e api.Explanation) error {
-	fmt.Fprintln(out, strings.TrimSuffix(e.Subject+": "+e.Verdict, ": "))
+	fmt.Fprintln(out, shown(strings.TrimSuffix(e.Subject+": "+e.Verdict, ": ")))
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, r := range e.Rows {
-		fmt.Fprintf(w, "  %s\t%s\t%s\n", r.At, r.Name, strings.ReplaceAll(r.Text, "\n", " "))
+		fmt.Fprintf(w, "  %s\t%s\t%s\n", r.At, r.Name, shown(r.Text))
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
+	"hotspare/boot"
 	"hotspare/ui/api"
 )
 
@@ -45,7 +46,7 @@ func brief(s string) string {
 	if more {
 		s += "..."
 	}
-	return s
+	return boot.Plain(s)
 }
 
 // show prints v in the wanted format: as it is (json, yaml), by name, or as the
@@ -100,6 +101,8 @@ func listing(out io.Writer, kind, format string, raw json.RawMessage) error {
 		return typed(out, format, raw, volumeRows, func(v api.Volume) string { return "volume/" + v.Name })
 	case "applications":
 		return typed(out, format, raw, applicationRows, func(a api.Application) string { return "application/" + a.Name })
+	case "boots":
+		return typed(out, format, raw, bootRows, func(l boot.Ladder) string { return "boot/" + l.MAC.String() })
 	}
 	return typed(out, format, raw, failoverRows, func(f api.Failover) string { return "failover/" + f.ID })
 }

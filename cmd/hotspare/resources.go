@@ -19,13 +19,14 @@ var kinds = map[string]string{
 	"node": "nodes", "nodes": "nodes", "pool": "pools", "pools": "pools", "image": "images", "images": "images",
 	"volume": "volumes", "volumes": "volumes", "app": "applications", "apps": "applications",
 	"application": "applications", "applications": "applications", "failover": "failovers", "failovers": "failovers",
+	"boot": "boots", "boots": "boots",
 }
 
 func kindOf(cmd *cobra.Command, word string) (string, error) {
 	if k := kinds[strings.ToLower(word)]; k != "" {
 		return k, nil
 	}
-	return "", &usageError{cmd.CommandPath(), fmt.Errorf("unknown kind %q: use nodes, pools, images, volumes, apps or failovers", word)}
+	return "", &usageError{cmd.CommandPath(), fmt.Errorf("unknown kind %q: use nodes, pools, images, volumes, apps, failovers or boots", word)}
 }
 
 func applyCommand(c *connection) *cobra.Command {
@@ -86,7 +87,7 @@ func getCommand(c *connection) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use:   "get KIND [NAME]",
-		Short: "List nodes, pools, images, volumes, apps or failovers",
+		Short: "List nodes, pools, images, volumes, apps, failovers or boots",
 		Args:  wants(1, 2, "a kind and, if wanted, a name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.named(cmd, args, func(cl *client.Client, kind, path string) error {
@@ -94,7 +95,7 @@ func getCommand(c *connection) *cobra.Command {
 				if err := cl.Get(cmd.Context(), path, &raw); err != nil {
 					return err
 				}
-				if len(args) == 2 && (format == "" || format == "wide" || format == "name") {
+				if len(args) == 2 && len(raw) > 0 && raw[0] == '{' && (format == "" || format == "wide" || format == "name") {
 					raw = append(append([]byte{'['}, raw...), ']')
 				}
 				return listing(cmd.OutOrStdout(), kind, format, raw)

@@ -183,7 +183,7 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	a.parts.run("boot traces", a.ladders.keep(traces))
 	a.boots = &boots{
 		cfg: a.cfg, attempts: a.attempts, bmcs: a.bmcs, images: a.images, cache: filepath.Join(a.cfg.State, "initramfs"),
-		nodes: a.node, byMAC: a.nodeByMAC, volumes: a.volumes, log: a.log.With("part", "boot"),
+		nodes: a.node, byMAC: a.nodeByMAC, volumes: a.volumes, ladders: a.ladders, log: a.log.With("part", "boot"),
 	}
 	a.agents = &agents{cfg: a.cfg, attempts: a.attempts, volumes: a.volumes, images: a.images, ladders: a.ladders, log: a.log.With("part", "agents")}
 	a.engine, err = runner.New(ctx, runner.Options{
