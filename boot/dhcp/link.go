@@ -106,25 +106,32 @@ func hasAddress(ifi *net.Interface, a netip.Addr) error {
 	}
 }
 
-// openSocket binds a port on one interface. SO_REUSEADDR stays off, so that a
-// server that has the port already is noticed and not starved.
 func openSocket(ifi *net.Interface, port uint16) (*socket, error) {
+	conn, err := listenOn(ifi, "udp4", port, func(fd int) error {
+		// A rack that is powered on at once must fit; without the right to have
+		// that much, what the host allows is used.
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) != nil {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)
+		}
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &socket{conn: conn, ctl: ipv4.NewPacketConn(conn)}, nil
+}
+
+// listenOn binds a port on one interface. SO_REUSEADDR stays off, so that a server
+// that has the port already is noticed and not starved.
+func listenOn(ifi *net.Interface, network string, port uint16, more func(fd int) error) (*net.UDPConn, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
 		var opt error
 		err := rc.Control(func(fd uintptr) {
-			opt = errors.Join(
-				unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, ifi.Name),
-				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
-			)
-			// A rack that is powered on at once must fit; without the right to
-			// have that much, what the host allows is used.
-			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) != nil {
-				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)
-			}
+			opt = errors.Join(unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, ifi.Name), more(int(fd)))
 		})
 		return errors.Join(err, opt)
 	}}
-	pc, err := lc.ListenPacket(context.Background(), "udp4", fmt.Sprintf(":%d", port))
+	pc, err := lc.ListenPacket(context.Background(), network, fmt.Sprintf(":%d", port))
 	if errors.Is(err, syscall.EADDRINUSE) {
 		who, herr := PortHolder("udp", port)
 		if herr != nil || who == "" {
@@ -138,8 +145,7 @@ func openSocket(ifi *net.Interface, port uint16) (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on UDP port %d of %s: %w", port, ifi.Name, err)
 	}
-	conn := pc.(*net.UDPConn)
-	return &socket{conn: conn, ctl: ipv4.NewPacketConn(conn)}, nil
+	return pc.(*net.UDPConn), nil
 }
 
 func (c *socket) read(b []byte) (int, netip.AddrPort, error) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/mdlayher/packet"
 	"golang.org/x/net/bpf"
@@ -18,6 +19,10 @@ import (
 // router here", RFC 4861 section 6.2.3) ends that wait; it announces no prefix
 // and no router, and goes only to the machine that asked. Frames are built by
 // hand, so it works on hosts that have IPv6 switched off.
+//
+// Where IPv6 is served the advertisement makes machines ask by DHCPv6: flag O for
+// what to boot, and with flag M for an address, for which it names the network that
+// is on the link. It goes to all as well, from time to time, for what it says ends.
 
 const (
 	icmpSolicitation  = 133
@@ -50,8 +55,20 @@ func listenSolicitations(ifi *net.Interface) (*packet.Conn, error) {
 	return c, nil
 }
 
+// advertiseAgain is RFC 4861's MaxRtrAdvInterval.
+const advertiseAgain = 10 * time.Minute
+
 // advertise answers solicitations until the socket is unblocked.
-func (s *Server) advertise(context.Context) error {
+func (s *Server) advertise(ctx context.Context) error {
+	if s.v6 != nil {
+		asker, cancel := context.WithCancel(ctx)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			s.announce(asker)
+		}()
+		defer func() { cancel(); <-ended }()
+	}
 	buf := make([]byte, 2048)
 	own := boot.MAC(s.link.ifi.HardwareAddr)
 	for {
@@ -63,9 +80,27 @@ func (s *Server) advertise(context.Context) error {
 		if !ok || mac == own {
 			continue
 		}
-		if _, err := s.link.ra.WriteTo(advertisement(own, mac, ip), &packet.Addr{HardwareAddr: mac[:]}); err != nil {
-			s.o.Log.Warn("router advertisement not sent", "mac", mac, "err", err)
+		s.sendAdvertisement(mac, ip)
+	}
+}
+
+// announce advertises to all.
+func (s *Server) announce(ctx context.Context) {
+	again := time.NewTicker(advertiseAgain)
+	defer again.Stop()
+	for {
+		s.sendAdvertisement(boot.MAC{0x33, 0x33, 0, 0, 0, 1}, [16]byte{})
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
 		}
+	}
+}
+
+func (s *Server) sendAdvertisement(to boot.MAC, ip [16]byte) {
+	if _, err := s.link.ra.WriteTo(advertisement(boot.MAC(s.link.ifi.HardwareAddr), to, ip, s.o.IPv6), &packet.Addr{HardwareAddr: to[:]}); err != nil {
+		s.o.Log.Warn("router advertisement not sent", "mac", to, "err", err)
 	}
 }
 
@@ -87,14 +122,29 @@ func parseSolicitation(b []byte) (boot.MAC, [16]byte, bool) {
 	return mac, [16]byte(ip[8:24]), ok
 }
 
-// advertisement builds a frame with a router lifetime of 0 to one machine.
-func advertisement(src, dst boot.MAC, to [16]byte) []byte {
+// advertisement builds a frame with a router lifetime of 0 to one machine, or to
+// all. Without x it offers nothing at all.
+func advertisement(src, dst boot.MAC, to [16]byte, x *IPv6) []byte {
 	if to == [16]byte{} {
 		to = [16]byte{0: 0xff, 1: 0x02, 15: 1} // all nodes
 	}
 	from := [16]byte{0: 0xfe, 1: 0x80, 8: src[0] ^ 2, 9: src[1], 10: src[2], 11: 0xff, 12: 0xfe, 13: src[3], 14: src[4], 15: src[5]}
 	icmp := make([]byte, 16) // hop limit, flags, lifetime and timers all 0: unspecified
 	icmp[0] = icmpAdvertisement
+	if x != nil {
+		icmp = append(icmp, 1, 1) // source link-layer address
+		icmp = append(icmp, src[:]...)
+		icmp[5] = 0x40 // O
+		if x.Addresses {
+			icmp[5] |= 0x80                                        // M
+			icmp = append(icmp, 3, 4, byte(x.Prefix.Bits()), 0x80) // prefix information: on-link, no autoconfiguration
+			icmp = binary.BigEndian.AppendUint32(icmp, 2592000)    // valid, RFC 4861's default
+			icmp = binary.BigEndian.AppendUint32(icmp, 604800)     // preferred
+			icmp = append(icmp, 0, 0, 0, 0)
+			p := x.Prefix.Masked().Addr().As16()
+			icmp = append(icmp, p[:]...)
+		}
+	}
 	b := make([]byte, 0, 14+40+len(icmp))
 	b = append(b, dst[:]...)
 	b = append(b, src[:]...)

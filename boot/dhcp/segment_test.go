@@ -390,7 +390,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add(arpProbe(n1, ip("10.77.0.1")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if mac, to, ok := parseSolicitation(b); ok {
-			if a := advertisement(n2, mac, to); checksum6(a[22:54], a[54:]) != 0 || !bytes.Equal(a[:6], mac[:]) {
+			if a := advertisement(n2, mac, to, nil); checksum6(a[22:54], a[54:]) != 0 || !bytes.Equal(a[:6], mac[:]) {
 				t.Errorf("% x", a)
 			}
 		}

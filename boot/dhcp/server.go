@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -14,9 +15,13 @@ import (
 	"hotspare/boot"
 )
 
-// atOnce bounds the packets that are worked on at one time; more are dropped and
-// their senders ask again. Most of them wait for one sync of the lease file.
-const atOnce = 512
+// atOnce bounds the packets that are worked on at one time, most of which wait for
+// one sync of the lease file. When none is done within slotWait, one is dropped and
+// its sender asks again.
+const (
+	atOnce   = 512
+	slotWait = 100 * time.Millisecond
+)
 
 // Stats counts what the server saw since New.
 type Stats struct {
@@ -95,6 +100,11 @@ func New(o Options) (_ *Server, err error) {
 	if s.link, err = openLink(o); err != nil {
 		return nil, errors.Join(err, s.file.close())
 	}
+	if o.IPv6 != nil {
+		if s.v6, err = openV6(s.link.ifi, *o.IPv6); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
 	return s, nil
 }
 
@@ -142,6 +152,11 @@ func (s *Server) Close() error {
 	if s.link != nil {
 		err = errors.Join(err, s.link.close())
 	}
+	if s.v6 != nil {
+		if cerr := s.v6.conn.Close(); !errors.Is(cerr, net.ErrClosed) {
+			err = errors.Join(err, cerr)
+		}
+	}
 	return err
 }
 
@@ -153,7 +168,12 @@ func (s *Server) Serve(ctx context.Context) error {
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(ctx, func() { s.link.unblock() })
+	stop := context.AfterFunc(ctx, func() {
+		s.link.unblock()
+		if s.v6 != nil {
+			_ = s.v6.conn.SetReadDeadline(time.Unix(1, 0))
+		}
+	})
 	var wg sync.WaitGroup
 	errs := make(chan error, 8)
 	run := func(name string, f func(context.Context) error) {
@@ -211,9 +231,7 @@ func (s *Server) loop(ctx context.Context, c *socket, port int) error {
 		if !s.admit(buf[:n]) {
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
+		if !take(slots) {
 			s.stat.dropped.Add(1)
 			continue
 		}
@@ -228,6 +246,23 @@ func (s *Server) loop(ctx context.Context, c *socket, port int) error {
 			}()
 			s.packet(ctx, c, packet, from, port)
 		})
+	}
+}
+
+// take waits a little for a slot: what comes meanwhile waits in the socket.
+func take(slots chan<- struct{}) bool {
+	select {
+	case slots <- struct{}{}:
+		return true
+	default:
+	}
+	late := time.NewTimer(slotWait)
+	defer late.Stop()
+	select {
+	case slots <- struct{}{}:
+		return true
+	case <-late.C:
+		return false
 	}
 }
 
