@@ -99,10 +99,14 @@ func RedactFile(name string) string {
 // ParsePath takes the decoded path of a URL. It knows exactly the forms that
 // Path.String writes: anything else, also one more slash or a dot segment, is
 // not a boot path. Firmware that doubles the leading slash is forgiven, for a
-// redirect would break it (UEFI HTTP boot does not follow redirects).
+// redirect would break it (UEFI HTTP boot does not follow redirects), and so is
+// shim, which doubles the last one.
 func ParsePath(s string) (Path, bool) {
 	if strings.HasPrefix(s, "//") {
 		s = s[1:]
+	}
+	if i := strings.LastIndex(s, "//"); i > 0 && strings.HasPrefix(s, "/grub/") {
+		s = s[:i] + s[i+1:] // shim 16 asks for FOLDER//grubx64.efi
 	}
 	if len(s) == 0 || len(s) > 200 || s[0] != '/' {
 		return Path{}, false

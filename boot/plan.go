@@ -146,6 +146,12 @@ func (s Site) planTFTP(r Request, a Assignment) (Offer, Reason) {
 	return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: fmt.Sprintf("no such file over TFTP: %.80q", RedactFile(r.File))}
 }
 
+// optional says whether shim only looks whether there is such a file: further
+// revocations and certificates.
+func optional(name string) bool {
+	return strings.HasPrefix(name, "revocations") || strings.HasPrefix(name, "shim_certificate_")
+}
+
 func loaderContent(name string) (Offer, Reason) {
 	return Offer{Kind: OfferContent, Artefact: ArtefactLoader, BootFile: name}, Reason{Rule: RuleFile, Text: "sends the loader " + name}
 }
@@ -155,8 +161,11 @@ func (s Site) planGRUB(r Request, a Assignment) (Offer, Reason) {
 	p := r.Path
 	switch p.Artefact {
 	case ArtefactLoader:
-		if s.serves(p.Name) {
+		switch {
+		case s.serves(p.Name):
 			return loaderContent(p.Name)
+		case optional(p.Name):
+			return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: "shim looks for " + p.Name + ", which it can do without"}
 		}
 		return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: "no loader has this name"}
 	case ArtefactGRUBEntry:

@@ -283,7 +283,7 @@ func TestMACs(t *testing.T) {
 func FuzzParsePath(f *testing.F) {
 	for _, s := range []string{
 		"/ipxe/" + goodToken, "/ipxe/unassigned/52-54-00-77-00-01/7", "/boot/" + goodToken + "/kernel", "/boot/" + goodToken + "/join",
-		"/loader/snponly.efi", "//loader/undionly.kpxe", "/loader/../x", "/grub/grub.cfg", "/grub/" + goodToken + "/grub.cfg", "/grub/" + goodToken + "/shimx64.efi", "/grub/unassigned/52-54-00-77-00-01/7/grub.cfg", "/boot/" + goodToken + "/san", "/boot/" + goodToken + "/../join", "/ipxe/unassigned/52-54-00-77-00-01/007", "/", "",
+		"/loader/snponly.efi", "//loader/undionly.kpxe", "/loader/../x", "/grub/grub.cfg", "/grub/" + goodToken + "//grubx64.efi", "/grub/" + goodToken + "/grub.cfg", "/grub/" + goodToken + "/shimx64.efi", "/grub/unassigned/52-54-00-77-00-01/7/grub.cfg", "/boot/" + goodToken + "/san", "/boot/" + goodToken + "/../join", "/ipxe/unassigned/52-54-00-77-00-01/007", "/", "",
 	} {
 		f.Add(s)
 	}
@@ -292,7 +292,11 @@ func FuzzParsePath(f *testing.F) {
 		if !ok {
 			return
 		}
-		if got := p.String(); got != s && "/"+got != s {
+		once := strings.TrimPrefix(s, "/")
+		if i := strings.LastIndex(once, "//"); i > 0 && strings.HasPrefix(once, "grub/") {
+			once = once[:i] + once[i+1:]
+		}
+		if got := p.String(); got != s && "/"+got != s && got != "/"+once && got != once {
 			t.Errorf("%q is read as %q", s, got)
 		}
 		if again, ok := boot.ParsePath(p.String()); !ok || again != p {
