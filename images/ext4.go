@@ -37,9 +37,6 @@ const (
 	inodeExtents    = 0x80000
 	inodeInlineData = 0x10000000
 	inodeEncrypted  = 0x800
-
-	maxExtents   = 1 << 20  // of one file
-	maxDirectory = 64 << 20 // bytes of one directory
 )
 
 // ext4FS is one file system inside r, which starts at its first byte.
@@ -112,15 +109,6 @@ type inode struct {
 	block  [60]byte
 }
 
-const (
-	modeType    = 0xf000
-	modeDir     = 0x4000
-	modeRegular = 0x8000
-	modeSymlink = 0xa000
-)
-
-func (n *inode) is(kind uint16) bool { return n.mode&modeType == kind }
-
 func (f *ext4FS) inode(number uint32) (*inode, error) {
 	if number == 0 || number > f.inodes {
 		return nil, fmt.Errorf("inode %d of %d", number, f.inodes)
@@ -166,10 +154,8 @@ func (f *ext4FS) readFull(p []byte, off int64) error {
 	return nil
 }
 
-// run is a piece of a file: count blocks from logical, at physical.
-type run struct{ logical, physical, count int64 }
-
-// runs gives the pieces of a file that are written, in order of the map.
+// runs gives the pieces of a file that are written, in order of the map and in
+// blocks.
 func (f *ext4FS) runs(n *inode) ([]run, error) {
 	if n.flags&inodeInlineData != 0 {
 		return nil, fmt.Errorf("inode %d keeps its data inline, which is not supported", n.number)

@@ -59,6 +59,24 @@ func fileSHA256(t testing.TB, name string) string {
 	return fmt.Sprintf("%x", sha256.Sum256(b))
 }
 
+// diskDigestOf gives the digest of a raw disk, made the plain way.
+func diskDigestOf(t testing.TB, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := sha256.New()
+	h.Write(binary.LittleEndian.AppendUint64([]byte("hotspare disk 1\n"), uint64(len(b))))
+	for len(b) > 0 {
+		n := min(len(b), 1<<20)
+		sum := sha256.Sum256(b[:n])
+		h.Write(sum[:])
+		b = b[n:]
+	}
+	return fmt.Sprintf("%x", h.Sum(nil))
+}
+
 // bzImage makes the head of an x86-64 kernel of that version, as the boot
 // protocol lays it out; the rest is noise.
 func bzImage(version string) []byte {
@@ -227,7 +245,9 @@ func (f *disk) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.d.op("write"); err != nil {
 		return 0, err
 	}
+	f.d.mu.Lock()
 	f.d.writes++
+	f.d.mu.Unlock()
 	return f.File.WriteAt(p, off)
 }
 

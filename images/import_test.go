@@ -26,7 +26,7 @@ func TestImportRawDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	sum := fileSHA256(t, disk)
-	if img.Digest != sum || img.SourceSHA256 != sum || img.Volume != "image-"+sum[:16] || img.Format != FormatRaw || img.SizeBytes != diskSize {
+	if img.Digest != diskDigestOf(t, disk) || img.DigestKind != DigestTree || img.SourceSHA256 != sum || !strings.HasPrefix(img.Volume, "image-") || img.Format != FormatRaw || img.SizeBytes != diskSize {
 		t.Errorf("image %+v", img)
 	}
 	if img.RootPartition != 0 || img.RootFS != "ext4" || img.RootUUID != rootUUID || img.Arch != "amd64" ||
@@ -108,7 +108,7 @@ func modulesOf(t *testing.T, r *Repository, img Image) (files map[string]string,
 // modules.
 func TestImportEveryPacking(t *testing.T) {
 	raw := mke2fs(t, rootTree(t), "-t", "ext4")
-	sum := fileSHA256(t, raw)
+	sum := diskDigestOf(t, raw)
 	r := open(t, t.TempDir(), newDisks(t))
 	modules := ""
 	for _, c := range []struct{ name, options string }{
@@ -271,7 +271,7 @@ func TestSameVersionTwice(t *testing.T) {
 	if _, err = r.Import(t.Context(), ImportRequest{Name: "orders", Version: "1", Path: second}); hotspare.CodeOf(err) != hotspare.CodeImageExists {
 		t.Errorf("another content: %v", err)
 	}
-	if got := fileSHA256(t, filepath.Join(d.dir, img.Volume)); got != img.Digest {
+	if got := diskDigestOf(t, filepath.Join(d.dir, img.Volume)); got != img.Digest {
 		t.Error("the volume changed")
 	}
 	if vols, _ := os.ReadDir(d.dir); len(vols) != 1 {
@@ -315,7 +315,7 @@ func TestVersionsShareAVolumeUntilTheLastIsDeleted(t *testing.T) {
 	if err != nil || img.Version != "2" {
 		t.Fatalf("orders is %s, %v", img.Ref(), err)
 	}
-	if got := fileSHA256(t, filepath.Join(d.dir, img.Volume)); got != img.Digest {
+	if got := diskDigestOf(t, filepath.Join(d.dir, img.Volume)); got != img.Digest {
 		t.Error("the shared volume is gone")
 	}
 	checkKernel(t, r, img)
@@ -436,7 +436,7 @@ func TestImportFailsAtEveryOperation(t *testing.T) {
 		t.Errorf("only %d operations failed", failures)
 	}
 	d.onOp = nil
-	if img, err := r.Resolve("orders"); err != nil || fileSHA256(t, filepath.Join(d.dir, img.Volume)) != img.Digest {
+	if img, err := r.Resolve("orders"); err != nil || diskDigestOf(t, filepath.Join(d.dir, img.Volume)) != img.Digest {
 		t.Errorf("the import after the failures: %v", err)
 	}
 }

@@ -54,12 +54,12 @@ func (r *Repository) takeModules(ctx context.Context, sys system, version, given
 	case given != "":
 		where = given
 		err = t.addDir(given)
-	case sys.rootFS == nil:
+	case sys.rootFS.fileSystem == nil:
 		return Blob{}, noKernel(where, "the kernel is given, its modules are not, and the root is "+sys.root.kind, nil)
 	default:
-		var n *inode
+		var n *file
 		if n, _, err = sys.rootFS.lookup(where); err == nil {
-			err = t.addExt4(sys.rootFS, n, "", 0)
+			err = t.addImage(sys.rootFS, n, "", 0)
 		}
 	}
 	if err == nil && !t.dep {
@@ -109,23 +109,23 @@ func (t *moduleTree) add(name string, size int64, open func() (io.Reader, error)
 	return nil
 }
 
-// addExt4 writes the directory n of an image. Names are those that readDir
-// lets pass: without slashes, none twice.
-func (t *moduleTree) addExt4(f *ext4FS, n *inode, prefix string, depth int) error {
+// addImage writes the directory n of an image. Names are those that list lets
+// pass: without slashes, none twice.
+func (t *moduleTree) addImage(f files, n *file, prefix string, depth int) error {
 	if depth > maxModuleDepth {
 		return fmt.Errorf("%s: more than %d directories deep", prefix, maxModuleDepth)
 	}
-	entries, err := f.readDir(n)
+	all, err := f.list(n)
 	if err != nil {
 		return err
 	}
 	type directory struct {
 		name string
-		n    *inode
+		n    *file
 	}
 	var below []directory
-	for _, e := range entries {
-		child, err := f.inode(e.inode)
+	for _, e := range all {
+		child, err := f.follow(e)
 		if err != nil {
 			return err
 		}
@@ -138,11 +138,11 @@ func (t *moduleTree) addExt4(f *ext4FS, n *inode, prefix string, depth int) erro
 			below = append(below, directory{name, child})
 		case child.is(modeRegular):
 			err = t.add(name, child.size, func() (io.Reader, error) {
-				file, err := f.open(child)
+				r, err := f.contents(child)
 				if err != nil {
 					return nil, err
 				}
-				return io.NewSectionReader(file, 0, child.size), nil
+				return io.NewSectionReader(r, 0, child.size), nil
 			})
 		}
 		if err != nil {
@@ -150,7 +150,7 @@ func (t *moduleTree) addExt4(f *ext4FS, n *inode, prefix string, depth int) erro
 		}
 	}
 	for _, d := range below {
-		if err := t.addExt4(f, d.n, d.name, depth+1); err != nil {
+		if err := t.addImage(f, d.n, d.name, depth+1); err != nil {
 			return err
 		}
 	}

@@ -16,11 +16,15 @@ import (
 
 const sector = 512
 
+// espType is the type of the EFI system partition, as its bytes lie on the disk.
+const espType = "\x28\x73\x2a\xc1\x1f\xf8\xd2\x11\xba\x4b\x00\xa0\xc9\x3e\xc9\x3b"
+
 // slot is a part of the disk that may hold a file system.
 type slot struct {
 	number int // as in the table, 0 is the whole disk
 	off    int64
 	size   int64
+	esp    bool // the table says that it is the EFI system partition
 }
 
 func (s slot) String() string {
@@ -43,7 +47,7 @@ func partitions(r io.ReaderAt, size int64) ([]slot, error) {
 	if string(head[sector:sector+8]) == "EFI PART" {
 		return readGPT(r, size, head[sector:])
 	}
-	whole := slot{0, 0, size}
+	whole := slot{size: size}
 	if identify(r, whole).kind != "" {
 		return []slot{whole}, nil
 	}
@@ -96,6 +100,7 @@ func readGPT(r io.ReaderAt, size int64, header []byte) ([]slot, error) {
 		if first > last || err != nil {
 			return nil, errors.Join(err, damagedTable(fmt.Sprintf("partition %d: sectors %d to %d", i+1, first, last)))
 		}
+		s.esp = string(e[:16]) == espType
 		all = append(all, s)
 	}
 	return all, nil
@@ -110,7 +115,7 @@ func newSlot(number int, first, sectors uint64, size int64) (slot, error) {
 	if first+sectors > limit {
 		return slot{}, truncated(fmt.Sprintf("partition %d", number), int64(first)*sector, int64(sectors)*sector, size)
 	}
-	return slot{number, int64(first) * sector, int64(sectors) * sector}, nil
+	return slot{number: number, off: int64(first) * sector, size: int64(sectors) * sector}, nil
 }
 
 const maxLogical = 60
@@ -134,6 +139,7 @@ func readMBR(r io.ReaderAt, size int64, mbr []byte) ([]slot, error) {
 			return nil, err
 		}
 		if kind != 0x05 && kind != 0x0f && kind != 0x85 {
+			s.esp = kind == 0xef
 			all = append(all, s)
 			continue
 		}

@@ -62,14 +62,12 @@ func TestRealDisksThatAreRefused(t *testing.T) {
 	img("create", "-q", "-f", "qcow2", "-o", "data_file=data.raw,data_file_raw=on", "external.qcow2", "1M")
 	img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "extended.qcow2", "1M")
 	img("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "luks.qcow2", "1M")
-	img("create", "-q", "-f", "vmdk", "disk.vmdk", "1M")
 	img("create", "-q", "-f", "vdi", "disk.vdi", "1M")
-	img("create", "-q", "-f", "vhdx", "disk.vhdx", "8M")
-	img("create", "-q", "-f", "vpc", "disk.vhd", "8M")
-	command(t, dir, "gzip", "-k", "base.raw")
-	command(t, dir, "xz", "-k", "base.raw")
-	command(t, dir, "zstd", "-qk", "base.raw")
 	write(t, dir+"/empty", nil)
+	write(t, dir+"/twice.gz", gzipped(t, gzipped(t, []byte("x"))))
+	img("create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", "flat.vmdk", "1M")
+	img("create", "-q", "-f", "vmdk", "base.vmdk", "1M")
+	img("create", "-q", "-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", "child.vmdk")
 	for _, c := range []struct {
 		file string
 		code hotspare.Code
@@ -80,18 +78,15 @@ func TestRealDisksThatAreRefused(t *testing.T) {
 		{"external.qcow2", hotspare.CodeImageBacking, "external data file"},
 		{"extended.qcow2", hotspare.CodeImageFormat, "extended L2"},
 		{"luks.qcow2", hotspare.CodeImageFormat, "encrypted"},
-		{"disk.vmdk", hotspare.CodeImageFormat, "VMDK"},
+		{"twice.gz", hotspare.CodeImageFormat, "compressed twice"},
+		{"flat.vmdk", hotspare.CodeImageFormat, "VMDK descriptor"},
+		{"child.vmdk", hotspare.CodeImageBacking, "names a parent"},
 		{"disk.vdi", hotspare.CodeImageFormat, "VDI"},
-		{"disk.vhdx", hotspare.CodeImageFormat, "VHDX"},
-		{"disk.vhd", hotspare.CodeImageFormat, "VHD"},
-		{"base.raw.gz", hotspare.CodeImageFormat, "gunzip"},
-		{"base.raw.xz", hotspare.CodeImageFormat, "unxz"},
-		{"base.raw.zst", hotspare.CodeImageFormat, "unzstd"},
 		{"empty", hotspare.CodeImageTruncated, "empty"},
 	} {
 		t.Run(c.file, func(t *testing.T) {
 			refuse(t, ImportRequest{Path: filepath.Join(dir, c.file)}, c.code, c.says)
-			if !strings.HasSuffix(c.file, ".qcow2") {
+			if !strings.HasSuffix(c.file, ".qcow2") && !strings.HasSuffix(c.file, ".gz") {
 				refuse(t, ImportRequest{Path: filepath.Join(dir, c.file), Format: FormatQCOW2}, hotspare.CodeImageFormat, "not a qcow2")
 			}
 		})

@@ -15,8 +15,10 @@ import (
 	"hotspare"
 )
 
-// recordVersion is the version of the records' format.
-const recordVersion = 1
+// recordVersion is the version of the records' format. Version 1 had neither
+// DigestKind (its digests are plain SHA-256 of the disk) nor Facts; its records
+// are read on.
+const recordVersion = 2
 
 // record is the durable form of an Image: {"version", "image", "sha256"}, where
 // sha256 covers the bytes of image, so that a damaged record is seen.
@@ -47,7 +49,7 @@ func decodeRecord(b []byte) (Image, error) {
 	if err := json.Unmarshal(b, &rec); err != nil {
 		return Image{}, err
 	}
-	if rec.Version != recordVersion {
+	if rec.Version < 1 || rec.Version > recordVersion {
 		return Image{}, &hotspare.Error{Code: hotspare.CodeStoreFormat, What: "the image record is of another version",
 			Why: fmt.Sprintf("version %d, this program knows %d", rec.Version, recordVersion), Fix: "use the hotspare that wrote it, or import the image again"}
 	}
@@ -57,6 +59,9 @@ func decodeRecord(b []byte) (Image, error) {
 	var img Image
 	if err := json.Unmarshal(rec.Image, &img); err != nil {
 		return Image{}, err
+	}
+	if rec.Version == 1 && img.Volume != "" {
+		img.Facts.Starts = []Start{StartKernel} // no other could be imported
 	}
 	if !nameGrammar.MatchString(img.Name) || !versionGrammar.MatchString(img.Version) || !sha256Grammar.MatchString(img.Digest) {
 		return Image{}, errors.New("a field has an impossible value")
@@ -153,12 +158,11 @@ func (r *Repository) intentPath(volume string) string {
 func (r *Repository) heal(ctx context.Context) error {
 	if len(r.broken) > 0 {
 		r.opts.Log.Warn("images are not healed while a record cannot be read", "records", len(r.broken))
-		return nil
 	}
 	volumes, blobs := map[string]bool{}, map[string]bool{}
 	for _, img := range r.List() {
 		volumes[img.Volume] = true
-		for _, b := range []Blob{img.Kernel.Blob, img.Kernel.Config, img.Modules, img.Initrd} {
+		for _, b := range img.blobs() {
 			blobs[b.Digest] = true
 		}
 	}
@@ -168,7 +172,11 @@ func (r *Repository) heal(ctx context.Context) error {
 		return fmt.Errorf("images: read staging: %w", err)
 	}
 	for _, e := range entries {
-		if volume, ok := intentVolume(e.Name()); ok && !volumes[volume] {
+		volume, ok := intentVolume(e.Name())
+		if ok && len(r.broken) > 0 {
+			continue
+		}
+		if ok && !volumes[volume] {
 			if err := r.deleteVolume(ctx, volume); err != nil {
 				return err
 			}
@@ -176,6 +184,9 @@ func (r *Repository) heal(ctx context.Context) error {
 		if err := os.RemoveAll(filepath.Join(staging, e.Name())); err != nil {
 			return fmt.Errorf("images: clear staging: %w", err)
 		}
+	}
+	if len(r.broken) > 0 {
+		return nil
 	}
 	return r.sweepBlobs(blobs)
 }

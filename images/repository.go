@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"aead.dev/minisign"
 	"golang.org/x/sys/unix"
 
 	"hotspare"
@@ -27,6 +28,10 @@ type Options struct {
 	MaxDisk int64
 	// MaxModules bounds the module tree of an image in bytes. Default 2 GiB.
 	MaxModules int64
+	// TrustedKeys are minisign public keys, as their .pub files have them.
+	TrustedKeys []string
+	// SignedOnly refuses what is not signed with a trusted key.
+	SignedOnly bool
 	// Now gives the time of an import. Default time.Now.
 	Now func() time.Time
 }
@@ -59,6 +64,8 @@ func (o Options) validate() error {
 //	lock                            held by the process that has it open
 //	records/<name>@<version>.json   one image; its presence is the image's existence
 //	blobs/sha256/<hex>              kernels, initrds, configs, module trees
+//	channels/<name>@<channel>.json  where a channel leads, and led before
+//	incoming/<id>/                  uploads and downloads that are not complete
 //	staging/                        what an import is doing; emptied by Open
 //
 // It is safe for concurrent use. Imports and deletions run one at a time.
@@ -72,6 +79,10 @@ type Repository struct {
 	images  map[string]Image // by Ref
 	broken  []error
 	stopped bool
+
+	keys     []minisign.PublicKey
+	channels map[string]Channel // by Ref; guarded by mu
+	incoming incoming
 }
 
 // Open opens the repository in dir, makes it if there is none, and removes what
@@ -82,11 +93,15 @@ func Open(ctx context.Context, dir string, opts Options) (*Repository, error) {
 		return nil, err
 	}
 	opts = opts.withDefaults()
-	dir, err := filepath.Abs(dir)
+	keys, err := trustedKeys(opts.TrustedKeys)
+	if err != nil {
+		return nil, err
+	}
+	dir, err = filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("images: %w", err)
 	}
-	for _, d := range []string{"records", "blobs/sha256", "staging"} {
+	for _, d := range []string{"records", "blobs/sha256", "channels", "incoming", "staging"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			return nil, fmt.Errorf("images: make the repository: %w", err)
 		}
@@ -95,9 +110,10 @@ func Open(ctx context.Context, dir string, opts Options) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Repository{dir: dir, opts: opts, lock: lock, gate: make(chan struct{}, 1), images: map[string]Image{}}
+	r := &Repository{dir: dir, opts: opts, lock: lock, gate: make(chan struct{}, 1), images: map[string]Image{}, keys: keys, channels: map[string]Channel{}}
+	r.incoming.dir = filepath.Join(dir, "incoming")
 	r.gate <- struct{}{}
-	if err := r.load(); err != nil {
+	if err := errors.Join(r.load(), r.loadChannels(), r.incoming.sweep(opts.Now())); err != nil {
 		lock.Close()
 		return nil, err
 	}
@@ -192,10 +208,14 @@ func (r *Repository) Get(name, version string) (Image, error) {
 }
 
 // Resolve gives the image that ref means: "name:version" is that version,
-// "name" the one that was imported last.
+// "name:channel" the one that the channel leads to now, "name" the one that was
+// imported last.
 func (r *Repository) Resolve(ref string) (Image, error) {
 	name, version, ok := strings.Cut(ref, ":")
 	if ok {
+		if c, err := r.Channel(name, version); err == nil {
+			version = c.Version
+		}
 		return r.Get(name, version)
 	}
 	for _, img := range r.List() {
@@ -229,20 +249,33 @@ func (r *Repository) OpenModules(img Image) (io.ReadCloser, error) {
 }
 
 // Delete removes a version: first its record, then its volume and its files
-// unless another version has the same. That no application uses it is for the
-// caller to know.
+// unless another version has the same. A version that a channel leads to is not
+// removed. That no application uses it is for the caller to know.
 func (r *Repository) Delete(ctx context.Context, name, version string) error {
 	leave, err := r.enter(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
+	return r.remove(ctx, name, version)
+}
+
+// remove is Delete for who is in already.
+func (r *Repository) remove(ctx context.Context, name, version string) error {
 	img, err := r.Get(name, version)
 	if err != nil {
 		return err
 	}
-	if err := r.writeIntent(img.Volume); err != nil {
-		return err
+	for _, c := range r.Channels(name) {
+		if c.Version == version {
+			return &hotspare.Error{Code: hotspare.CodeConflict, What: "a channel leads to the image", Where: img.Ref(), Why: "it is " + c.Ref() + " now",
+				Fix: "promote another version first: hotspare image promote " + name + ":VERSION " + c.Channel}
+		}
+	}
+	if img.Volume != "" {
+		if err := r.writeIntent(img.Volume); err != nil {
+			return err
+		}
 	}
 	if err := r.removeRecord(img); err != nil {
 		return err
@@ -265,5 +298,6 @@ func (r *Repository) withPaths(img Image) Image {
 	img.Kernel.ConfigPath = r.blobPath(img.Kernel.Config)
 	img.ModulesPath = r.blobPath(img.Modules)
 	img.InitrdPath = r.blobPath(img.Initrd)
+	img.RootPath = r.blobPath(img.Root)
 	return img
 }

@@ -1,10 +1,6 @@
 package images
 
 import (
-	"bytes"
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -80,43 +76,6 @@ type source interface {
 	// data gives the next run of bytes at or after off that may hold anything
 	// but zeros. At the end, start is Size().
 	data(off int64) (start, end int64, err error)
-}
-
-// detectFormat decides the format from the file's first bytes. It is asked once
-// per import and only when the caller did not name the format.
-func detectFormat(r io.ReaderAt, fileSize int64) (Format, error) {
-	head := make([]byte, 4096)
-	n, err := r.ReadAt(head, 0)
-	if err != nil && err != io.EOF {
-		return "", fmt.Errorf("images: read the file: %w", err)
-	}
-	head = head[:n]
-	if bytes.HasPrefix(head, []byte(qcow2Magic)) {
-		return FormatQCOW2, nil
-	}
-	for _, other := range []struct {
-		off               int
-		magic, name, hint string
-	}{
-		{0, "KDMV", "a VMDK disk", "qemu-img convert -f vmdk -O qcow2 OLD NEW"},
-		{0, "# Disk DescriptorFile", "a VMDK descriptor", "qemu-img convert -f vmdk -O qcow2 OLD NEW"},
-		{0, "vhdxfile", "a VHDX disk", "qemu-img convert -f vhdx -O qcow2 OLD NEW"},
-		{0, "conectix", "a VHD disk", "qemu-img convert -f vpc -O qcow2 OLD NEW"},
-		{0x40, "\x7f\x10\xda\xbe", "a VDI disk", "qemu-img convert -f vdi -O qcow2 OLD NEW"},
-		{0, "\x1f\x8b", "compressed with gzip", "gunzip it first"},
-		{0, "\xfd7zXZ\x00", "compressed with xz", "unxz it first"},
-		{0, "\x28\xb5\x2f\xfd", "compressed with zstd", "unzstd it first"},
-		{0, "BZh", "compressed with bzip2", "bunzip2 it first"},
-		{257, "ustar", "a tar archive", "make a disk image of it"},
-	} {
-		if len(head) > other.off && bytes.HasPrefix(head[other.off:], []byte(other.magic)) {
-			return "", imageError(hotspare.CodeImageFormat, "the file is neither raw nor qcow2", "", "it is "+other.name, other.hint)
-		}
-	}
-	if fileSize == 0 {
-		return "", imageError(hotspare.CodeImageTruncated, "the file is empty", "byte 0", "", fixCopy)
-	}
-	return FormatRaw, nil
 }
 
 // openSource gives the disk that f holds.
@@ -275,25 +234,4 @@ func (s *qcow2Source) data(off int64) (int64, int64, error) {
 		off = end
 	}
 	return s.size, s.size, nil
-}
-
-// hashReader gives the SHA-256 in hex of the first size bytes of r.
-func hashReader(ctx context.Context, r io.ReaderAt, size int64) (string, error) {
-	h := sha256.New()
-	buf := make([]byte, 1<<20)
-	for off := int64(0); off < size; {
-		if err := ctx.Err(); err != nil {
-			return "", err
-		}
-		n, err := r.ReadAt(buf[:min(size-off, int64(len(buf)))], off)
-		if n == 0 && err != nil {
-			if err == io.EOF {
-				return "", truncated("the file", off, size-off, off)
-			}
-			return "", fmt.Errorf("images: read the file: %w", err)
-		}
-		h.Write(buf[:n])
-		off += int64(n)
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }

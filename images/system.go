@@ -24,8 +24,10 @@ const (
 // system is what inspect finds on a disk.
 type system struct {
 	root    fsID
-	rootFS  *ext4FS // nil when the root is not ext4
-	boot    *ext4FS // a separate /boot, or nil
+	rootFS  files   // of nothing when no root was found that can be read
+	boot    files   // a separate /boot, or of nothing
+	esps    []files // EFI system partitions
+	subvol  string  // of a btrfs: where the root is; "" is the default one
 	release OSRelease
 }
 
@@ -38,54 +40,75 @@ func noKernel(where, why string, err error) error {
 // section is the part of a disk that a slot covers.
 func section(disk io.ReaderAt, s slot) io.ReaderAt { return io.NewSectionReader(disk, s.off, s.size) }
 
-// findSystem looks for the root file system: the first ext4 with an os-release.
+// openFS opens a file system of a kind that can be read.
+func openFS(kind string, r io.ReaderAt, size int64) (fileSystem, error) {
+	switch kind {
+	case "ext4":
+		return openExt4(r, size)
+	case "xfs":
+		return openXFS(r, size)
+	case "btrfs":
+		return openBtrfs(r, size)
+	}
+	return nil, fs.ErrInvalid
+}
+
+var repairHint = map[string]string{"ext4": "e2fsck -fy", "xfs": "xfs_repair", "btrfs": "btrfs check"}
+
+// findSystem looks for the root file system: the first one with an os-release.
 // With given set (kernel and modules come from elsewhere) a root that cannot be
-// read, such as xfs, will do.
+// read will do.
 func findSystem(disk io.ReaderAt, size int64, given bool) (system, error) {
+	var sys, other system
 	slots, err := partitions(disk, size)
 	if err != nil {
-		return system{}, err
+		return sys, err
 	}
 	var found []string
-	var sys, other system
 	for _, s := range slots {
+		if s.esp {
+			if esp, err := openFAT(section(disk, s), s.size); err == nil {
+				sys.esps = append(sys.esps, files{esp})
+			}
+		}
 		id := identify(disk, s)
 		if id.kind == "" {
 			continue
 		}
 		found = append(found, fmt.Sprintf("%s: %s", s, id.kind))
-		if id.kind != "ext4" {
-			if other.root.kind == "" && (id.kind == "xfs" || id.kind == "btrfs") {
-				other.root = id
-			}
+		if repairHint[id.kind] == "" {
 			continue
 		}
-		fsys, err := openExt4(section(disk, s), s.size)
+		if other.root.kind == "" {
+			other.root = id
+		}
+		fsys, err := openFS(id.kind, section(disk, s), s.size)
 		if err == nil {
-			err = sys.take(id, fsys)
+			err = sys.take(id, files{fsys})
 		}
 		if hotspare.CodeOf(err) != "" {
-			return system{}, err
+			return sys, err
 		}
-		if err != nil {
-			return system{}, noKernel(s.String(), "its ext4 file system cannot be read; e2fsck -fy may help", err)
+		if err != nil && !given {
+			return sys, noKernel(s.String(), fmt.Sprintf("its %s file system cannot be read; %s may help", id.kind, repairHint[id.kind]), err)
 		}
 	}
 	switch {
-	case sys.rootFS != nil:
+	case sys.rootFS.fileSystem != nil:
 		return sys, nil
 	case given && other.root.kind != "":
+		other.esps = sys.esps
 		return other, nil
 	case len(found) == 0:
-		return system{}, noKernel("", "no partition holds a file system that is known (ext4, xfs, btrfs)", nil)
+		return sys, noKernel("", "no partition holds a file system that is known (ext4, xfs, btrfs)", nil)
 	default:
-		return system{}, noKernel(strings.Join(found, ", "), "no ext4 file system with an /etc/os-release; kernels inside xfs, btrfs, LVM and LUKS cannot be read yet", nil)
+		return sys, noKernel(strings.Join(found, ", "), "no file system with an /etc/os-release; kernels inside LVM and LUKS cannot be read", nil)
 	}
 }
 
-// take notes an ext4 file system as the root if it is one, as /boot if it holds
+// take notes a file system as the root if it is one, as /boot if it holds
 // kernels.
-func (s *system) take(id fsID, fsys *ext4FS) error {
+func (s *system) take(id fsID, fsys files) error {
 	for _, p := range []string{"/etc/os-release", "/usr/lib/os-release"} {
 		b, err := fsys.readFile(p, maxOSRelease)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -94,12 +117,27 @@ func (s *system) take(id fsID, fsys *ext4FS) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", p, err)
 		}
-		if s.rootFS == nil {
+		if s.rootFS.fileSystem == nil {
 			s.root, s.rootFS, s.release = id, fsys, parseOSRelease(b)
 		}
 		return nil
 	}
-	if s.boot != nil {
+	if b, ok := fsys.fileSystem.(*btrfsFS); ok && b.name == "" && s.rootFS.fileSystem == nil {
+		for _, name := range []string{"root", "@", "@rootfs"} { // of Fedora, of Debian and Ubuntu, of Debian
+			sub, err := b.in(name)
+			if err != nil {
+				return err
+			}
+			if sub == nil {
+				continue
+			}
+			if err := s.take(id, files{sub}); err != nil || s.rootFS.fileSystem != nil {
+				s.subvol = name
+				return err
+			}
+		}
+	}
+	if s.boot.fileSystem != nil {
 		return nil
 	}
 	names, err := fsys.names("/")
@@ -115,7 +153,7 @@ func (s *system) take(id fsID, fsys *ext4FS) error {
 // foundKernel is a kernel inside the image.
 type foundKernel struct {
 	version string
-	fs      *ext4FS
+	fs      files
 	path    string // on fs
 	source  string // as seen from the root
 }
@@ -126,10 +164,10 @@ func (s system) kernel() (foundKernel, error) {
 	var all []foundKernel
 	var without []string
 	for _, place := range []struct {
-		fs  *ext4FS
+		fs  files
 		dir string
-	}{{s.rootFS, "/boot"}, {s.boot, "/"}} {
-		if place.fs == nil {
+	}{{s.rootFS, "/boot"}, {s.boot, "/"}, {s.rootFS, "/usr/lib/modules"}} {
+		if place.fs.fileSystem == nil {
 			continue
 		}
 		names, err := place.fs.names(place.dir)
@@ -138,7 +176,11 @@ func (s system) kernel() (foundKernel, error) {
 		}
 		for _, name := range names {
 			version, ok := strings.CutPrefix(name, "vmlinuz-")
-			if !ok || !versionGrammar.MatchString(version) {
+			if place.dir == "/usr/lib/modules" { // where Fedora and its kin keep it
+				version, name = name, name+"/vmlinuz"
+				ok = place.fs.exists(place.dir + "/" + name)
+			}
+			if !ok || !versionGrammar.MatchString(version) || slices.ContainsFunc(all, func(k foundKernel) bool { return k.version == version }) {
 				continue
 			}
 			n, _, err := s.rootFS.lookup("/lib/modules/" + version + "/modules.dep")
@@ -146,7 +188,11 @@ func (s system) kernel() (foundKernel, error) {
 				without = append(without, version)
 				continue
 			}
-			all = append(all, foundKernel{version, place.fs, path.Join(place.dir, name), "/boot/" + name})
+			source := path.Join(place.dir, name)
+			if place.fs == s.boot {
+				source = "/boot/" + name
+			}
+			all = append(all, foundKernel{version, place.fs, path.Join(place.dir, name), source})
 		}
 	}
 	if len(all) == 0 {
@@ -176,7 +222,7 @@ func (r *Repository) takeKernel(ctx context.Context, img *Image, sys system, req
 		}
 		data, img.Kernel.Source = b, "given"
 	} else {
-		if sys.rootFS == nil {
+		if sys.rootFS.fileSystem == nil {
 			return noKernel("", "the modules are given and the kernel is not", nil)
 		}
 		found, err := sys.kernel()
@@ -187,10 +233,15 @@ func (r *Repository) takeKernel(ctx context.Context, img *Image, sys system, req
 			return noKernel(found.source, "", err)
 		}
 		img.Kernel.Version, img.Kernel.Source = found.version, found.source
-		if config, err := found.fs.readFile(path.Join(path.Dir(found.path), "config-"+found.version), maxConfig); err == nil {
+		for _, name := range []string{"config-" + found.version, "config"} {
+			config, err := found.fs.readFile(path.Join(path.Dir(found.path), name), maxConfig)
+			if err != nil {
+				continue
+			}
 			if img.Kernel.Config, err = r.putBlob(bytes.NewReader(config)); err != nil {
 				return err
 			}
+			break
 		}
 	}
 	info := inspectKernel(data)

@@ -81,7 +81,8 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{ImportRequest{Version: "a/b", Path: good}, hotspare.CodeInvalid, "version"},
 		{ImportRequest{Version: "..", Path: good}, hotspare.CodeInvalid, "version"},
 		{ImportRequest{Path: ""}, hotspare.CodeInvalid, "path"},
-		{ImportRequest{Path: good, Format: "vmdk"}, hotspare.CodeInvalid, "format"},
+		{ImportRequest{Path: good, Format: "vdi"}, hotspare.CodeInvalid, "format"},
+		{ImportRequest{Path: good, Format: FormatVMDK}, hotspare.CodeImageFormat, "not a sparse VMDK"},
 		{ImportRequest{Path: good, SHA256: "abc"}, hotspare.CodeInvalid, "sha256"},
 		{ImportRequest{Path: good, Cmdline: "a\nb"}, hotspare.CodeInvalid, "cmdline"},
 		{ImportRequest{Path: good, SHA256: strings.Repeat("0", 64)}, hotspare.CodeImageDigest, "expected 0000"},
@@ -150,8 +151,8 @@ func TestDisksThatAreRefused(t *testing.T) {
 			os.Remove(d + "/etc/os-release")
 			link(t, "os-release", d+"/etc/os-release")
 		}), hotspare.CodeImageKernel, "symbolic links"},
-		{"xfs", made("320M", "mkfs.xfs", "-q"), hotspare.CodeImageKernel, "xfs"},
-		{"btrfs", made("128M", "mkfs.btrfs", "-q"), hotspare.CodeImageKernel, "btrfs"},
+		{"xfs without a system", made("320M", "mkfs.xfs", "-q"), hotspare.CodeImageKernel, "xfs"},
+		{"btrfs without a system", made("128M", "mkfs.btrfs", "-q"), hotspare.CodeImageKernel, "btrfs"},
 	} {
 		t.Run(c.name, func(t *testing.T) { refuse(t, ImportRequest{Path: c.disk}, c.code, c.says) })
 	}
@@ -218,12 +219,13 @@ func TestExt4ReadsWhatWasWritten(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer f.Close()
-			fsys, err := openExt4(f, diskSize)
+			ext, err := openExt4(f, diskSize)
+			fsys := files{ext}
 			if err != nil {
 				t.Fatal(err)
 			}
-			if fsys.uuid != rootUUID {
-				t.Errorf("uuid %s", fsys.uuid)
+			if ext.uuid != rootUUID {
+				t.Errorf("uuid %s", ext.uuid)
 			}
 			names, err := fsys.names("/lib/modules/" + newKernel + "/kernel/many")
 			if err != nil || len(names) != 1201 {
@@ -278,7 +280,8 @@ func TestExt4LinksStayInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	fsys, err := openExt4(f, diskSize)
+	ext, err := openExt4(f, diskSize)
+	fsys := files{ext}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,6 +294,15 @@ func TestExt4LinksStayInside(t *testing.T) {
 		t.Errorf("a loop: %v", err)
 	}
 }
+
+// oneName is a file system whose directory holds one name.
+type oneName struct{ name string }
+
+func (o *oneName) top() (*file, error)                 { return &file{mode: modeDir}, nil }
+func (o *oneName) entries(*file) ([]entry, error)      { return []entry{{name: o.name}}, nil }
+func (o *oneName) follow(entry) (*file, error)         { return &file{mode: modeRegular}, nil }
+func (o *oneName) contents(*file) (io.ReaderAt, error) { return bytes.NewReader(nil), nil }
+func (o *oneName) target(*file) (string, error)        { return "", nil }
 
 // Directories that no kernel writes.
 func TestExt4HostileDirectories(t *testing.T) {
@@ -307,15 +319,17 @@ func TestExt4HostileDirectories(t *testing.T) {
 		block []byte
 		want  string
 	}{
-		{"slash", entry(12, 1024, "../../etc/cron.d/x"), "not possible"},
-		{"NUL", entry(12, 1024, "a\x00b"), "not possible"},
-		{"empty", entry(12, 1024, ""), "not possible"},
 		{"length 4", append(entry(12, 12, "a"), 1, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0), "damaged"},
 		{"length past the block", append(entry(12, 12, "a"), 1, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0, 0), "damaged"},
 		{"name past its entry", append(entry(12, 12, "a"), 1, 0, 0, 0, 12, 0, 200, 0, 0, 0, 0, 0), "damaged"},
 	} {
 		if _, err := parseDirBlock(c.block, nil); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	for _, name := range []string{"../../etc/cron.d/x", "a\x00b", ""} {
+		if _, err := (files{&oneName{name}}).list(&file{mode: modeDir}); err == nil || !strings.Contains(err.Error(), "not possible") {
+			t.Errorf("%q: %v", name, err)
 		}
 	}
 	// A name twice: the classic way to lead a copy through a link.
@@ -375,7 +389,7 @@ func FuzzExt4(f *testing.F) {
 			return
 		}
 		tree := &moduleTree{ctx: t.Context(), w: tar.NewWriter(io.Discard), limit: 64 << 20}
-		tree.addExt4(sys.rootFS, n, "", 0) // any error will do: it must come to an end
+		tree.addImage(sys.rootFS, n, "", 0) // any error will do: it must come to an end
 	})
 }
 
