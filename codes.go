@@ -53,6 +53,10 @@ const (
 	CodeImageFormat    Code = "IMG-004" // format unknown or not supported
 	CodeImageKernel    Code = "IMG-005" // no kernel or modules found
 	CodeImageExists    Code = "IMG-006" // that version exists with another content
+	CodeImageSignature Code = "IMG-007" // signature missing, not of a trusted key, or wrong
+	CodeImageSource    Code = "IMG-008" // a URL or registry that images may not be taken from
+	CodeImageFetch     Code = "IMG-009" // a download failed
+	CodeImageBuild     Code = "IMG-010" // a step of an image's build failed
 
 	// Storage and iSCSI.
 	CodeDiskFull     Code = "STO-001"   // no space left
