@@ -1,16 +1,25 @@
-// Package tftp serves boot loaders over TFTP, read-only, from a map of names.
+// Package tftp serves boot loaders over TFTP, read-only.
 //
-// There is no file system behind it: a name is in the map or it is not, so no
-// path can lead out (CVE-2006-1951, CVE-2009-1730). Transfers follow RFC 1350
-// with blksize (RFC 2348) and tsize (RFC 2349), over pin/tftp. That library has
-// no windowsize (RFC 7440), so only the small loader goes this way; all that is
-// big goes over HTTP. Writing is refused.
+// There is no file system behind it: a name is in the map, or the injected
+// Resolve knows it, or it is not there; so no path can lead out (CVE-2006-1951,
+// CVE-2009-1730). Transfers follow RFC 1350 with option negotiation (RFC 2347):
+// blksize (RFC 2348), tsize and timeout (RFC 2349), windowsize (RFC 7440). Block
+// numbers roll over to 0, so a file may be of any size. Writing is refused, and
+// so is netascii, which would damage a loader.
+//
+// Server and sender are our own: see the comment at sender for what pin/tftp
+// lacks. Probe, the client that asks as a firmware does, is pin/tftp's.
+//
+// A client that spoofs another's address gets nothing sent there but one short
+// answer, a few times: data flows after the first acknowledgement only, or block
+// by block. Sessions are bounded in total and per address.
 //
 // Which file a firmware is told to fetch is decided in package boot.
 package tftp
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -22,8 +31,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/pin/tftp/v3"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
 
 	"hotspare"
 	"hotspare/boot"
@@ -32,12 +41,31 @@ import (
 // Opener opens one file anew for each transfer.
 type Opener func() (io.ReadSeekCloser, error)
 
+// Resolved is the answer to a name that is not in Options.Files.
+type Resolved struct {
+	File   io.ReadSeekCloser // nil: refused, for Reason
+	Node   string            // for the trace, "" if unknown
+	MAC    boot.MAC          // likewise
+	Reason boot.Reason
+}
+
 // Options of a Server. All but Files may be left out.
 type Options struct {
-	Listen    string            // address and port, "10.77.0.1:69"; "" means ":69"
-	Files     map[string]Opener // the whole of what is served, by exact name
-	Transfers int               // at most this many at once, 0: 64
-	Timeout   time.Duration     // for one acknowledgement, 0: 2 s; five are waited for
+	Listen string            // address and port, "10.77.0.1:69"; "" means ":69"
+	Files  map[string]Opener // what everybody is served, by exact name
+
+	// Resolve is asked for every other name, with the name as it came but for
+	// one leading slash: it may hold anything.
+	Resolve func(context.Context, boot.Request) (Resolved, error)
+
+	Transfers  int           // at most this many at once, 0: 256; more wait for their turn
+	Waiting    int           // at most this many, 0: 2048
+	PerAddress int           // transfers of one address, running and waiting, 0: 16
+	Timeout    time.Duration // for the first acknowledgement of a packet, 0: 1 s; doubles up to eight times that
+	Retries    int           // of a packet, 0: 5
+	Window     int           // most blocks before an acknowledgement, 0: 64
+	SinglePort bool          // send from the port that was asked, for firewalls and load balancers
+	Fragment   bool          // allow blocks that do not fit into a packet of the path
 
 	MACOf    func(netip.Addr) (boot.MAC, bool)                 // by lease, for traces only
 	Holder   func(network string, port uint16) (string, error) // names who has the port: dhcp.PortHolder
@@ -50,11 +78,21 @@ func (o Options) withDefaults() Options {
 	if o.Listen == "" {
 		o.Listen = ":69"
 	}
-	if o.Transfers <= 0 {
-		o.Transfers = 64
+	for _, d := range []struct {
+		field *int
+		value int
+	}{{&o.Transfers, 256}, {&o.Waiting, 2048}, {&o.PerAddress, 16}, {&o.Retries, 5}, {&o.Window, 64}} {
+		if *d.field <= 0 {
+			*d.field = d.value
+		}
 	}
 	if o.Timeout <= 0 {
-		o.Timeout = 2 * time.Second
+		o.Timeout = time.Second
+	}
+	if o.Resolve == nil {
+		o.Resolve = func(_ context.Context, r boot.Request) (Resolved, error) {
+			return Resolved{Reason: boot.Reason{Rule: boot.RuleNoSuchFile, Text: fmt.Sprintf("no such file over TFTP: %.80q", boot.RedactFile(r.File))}}, nil
+		}
 	}
 	if o.MACOf == nil {
 		o.MACOf = func(netip.Addr) (boot.MAC, bool) { return boot.MAC{}, false }
@@ -72,10 +110,16 @@ func (o Options) withDefaults() Options {
 }
 
 func (o Options) validate() error {
+	bad := func(what, where, why string) error {
+		return &hotspare.Error{Code: hotspare.CodeInvalid, What: what, Where: where, Why: why}
+	}
 	for name := range o.Files {
 		if !boot.ValidName(name) {
-			return &hotspare.Error{Code: hotspare.CodeInvalid, What: "a file cannot be served over TFTP", Where: fmt.Sprintf("%q", name), Why: "the name is not a plain file name"}
+			return bad("a file cannot be served over TFTP", fmt.Sprintf("%q", name), "the name is not a plain file name")
 		}
+	}
+	if o.Timeout != 0 && o.Timeout < time.Millisecond {
+		return bad("the TFTP server is not configured", "tftp.Options.Timeout", "it is under a millisecond")
 	}
 	return nil
 }
@@ -83,12 +127,13 @@ func (o Options) validate() error {
 // Server serves the files. It has its port from New on; Serve answers.
 type Server struct {
 	o     Options
-	conn  net.PacketConn
-	inner *tftp.Server
+	conn  *net.UDPConn
 	slots chan struct{}
 
-	mu  sync.Mutex
-	ctx context.Context // of Serve: ends the transfers
+	mu       sync.Mutex
+	sessions map[peer]*session
+	each     map[netip.Addr]int // sessions of an address
+	wg       sync.WaitGroup
 }
 
 // New takes the port. A port that is taken is a *hotspare.Error with
@@ -102,19 +147,13 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, listenError(o, err)
 	}
-	// The library asks for the interface of each request, from which it takes
-	// the block size, only when it begins to serve; a request that is there
-	// before would get 512.
+	s := &Server{o: o, conn: conn.(*net.UDPConn), slots: make(chan struct{}, o.Transfers), sessions: map[peer]*session{}, each: map[netip.Addr]int{}}
+	// Answers go from the address that was asked: a machine drops others.
 	if err := ipv4.NewPacketConn(conn).SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true); err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare the TFTP socket: %w", err), conn.Close())
 	}
-	s := &Server{o: o, conn: conn, slots: make(chan struct{}, o.Transfers), ctx: context.Background()}
-	s.inner = tftp.NewServer(s.read, nil)
-	s.inner.SetTimeout(o.Timeout)
-	s.inner.SetRetries(5)
-	// The library would wait a random time of up to a second more before every
-	// repeat; the timeout was the wait.
-	s.inner.SetBackoff(func(int) time.Duration { return 0 })
+	// A thousand machines that start at once ask within one moment.
+	_ = s.conn.SetReadBuffer(4 << 20)
 	return s, nil
 }
 
@@ -149,99 +188,112 @@ func (s *Server) Close() error {
 }
 
 // Serve answers until ctx ends, and returns when all transfers have ended: they
-// are cut at their next block.
+// are cut where they are.
 func (s *Server) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetReadDeadline(time.Now()) })
+	defer stop()
+	err := s.listen(ctx)
 	s.mu.Lock()
-	s.ctx = ctx
+	for _, x := range s.sessions {
+		x.stop()
+	}
 	s.mu.Unlock()
-	done := make(chan error, 1)
-	go func() { done <- s.inner.Serve(s.conn) }()
-	select {
-	case err := <-done:
-		s.inner.Shutdown()
-		if err != nil {
+	s.wg.Wait()
+	if ctx.Err() != nil {
+		err = nil
+	}
+	return errors.Join(err, s.Close())
+}
+
+// listen takes what comes to the port.
+func (s *Server) listen(ctx context.Context) error {
+	buf, oob := make([]byte, 2048), make([]byte, 256)
+	for {
+		n, on, _, from, err := s.conn.ReadMsgUDPAddrPort(buf, oob)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ECONNREFUSED): // of an answer from this port
+			continue
+		case err != nil:
 			return fmt.Errorf("serve TFTP on %s: %w", s.o.Listen, err)
 		}
-		return nil
-	case <-ctx.Done():
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		s.packet(ctx, peer{client: from, local: destination(oob[:on])}, buf[:n])
 	}
-	s.inner.Shutdown()
-	return <-done
 }
 
-// read answers one request. The library calls it on a goroutine of its own and
-// does not recover.
-func (s *Server) read(name string, rf io.ReaderFrom) (err error) {
-	e := boot.Entry{At: s.o.Now(), Protocol: boot.TFTP, Request: fmt.Sprintf("read %.80q", name)}
-	if out, ok := rf.(tftp.OutgoingTransfer); ok {
-		addr := out.RemoteAddr()
-		e.MAC, _ = s.o.MACOf(addr.AddrPort().Addr().Unmap())
+// destination gives the address of ours that a packet was sent to.
+func destination(oob []byte) netip.Addr {
+	ms, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return netip.Addr{}
 	}
-	defer func() {
-		if p := recover(); p != nil {
-			s.o.Log.Error("TFTP transfer panicked", "file", name, "panic", p)
-			err = errors.New("internal error")
+	for _, m := range ms {
+		if m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo {
+			return netip.AddrFrom4([4]byte(m.Data[4:8])) // Spec_dst, also for broadcasts
 		}
-		s.o.Recorder.Record(e)
-	}()
-	open, ok := s.o.Files[strings.TrimPrefix(name, "/")]
-	if !ok {
-		e.Answer = "error: not found"
-		e.Reason = boot.Reason{Rule: boot.RuleNoSuchFile, Text: fmt.Sprintf("no such file over TFTP: %.80q", name)}
-		return errors.New("file not found")
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
+	return netip.Addr{}
+}
+
+// packet looks at one packet. It never blocks.
+func (s *Server) packet(ctx context.Context, p peer, b []byte) {
+	if len(b) < 4 || p.client.Port() == 0 {
+		return
+	}
+	switch binary.BigEndian.Uint16(b) {
+	case opRead:
+	case opWrite:
+		s.refuse(p, codeAccess, "writing is not allowed: this server only gives")
+		return
 	default:
-		e.Answer = "error: busy"
-		e.Reason = boot.Reason{Rule: boot.RuleTransferFail, Text: "too many TFTP transfers at once"}
-		return errors.New("busy, try again")
-	}
-	s.transfer(name, open, rf, &e)
-	if e.Reason.Rule != boot.RuleTransferred {
-		return errors.New("transfer failed")
-	}
-	return nil
-}
-
-func (s *Server) transfer(name string, open Opener, rf io.ReaderFrom, e *boot.Entry) {
-	f, err := open()
-	if err != nil {
-		s.o.Log.Error("TFTP file not available", "file", name, "err", err)
-		e.Answer = "error: not available"
-		e.Reason = boot.Reason{Rule: boot.RuleTransferFail, Text: "the file cannot be opened; the appliance's log says why"}
+		s.mu.Lock()
+		x := s.sessions[p]
+		s.mu.Unlock()
+		if x != nil && x.shared != nil {
+			x.shared.deliver(append([]byte(nil), b...))
+		}
 		return
 	}
-	defer f.Close()
-	s.mu.Lock()
-	ctx := s.ctx
-	s.mu.Unlock()
-	n, err := rf.ReadFrom(&cut{ctx: ctx, ReadSeeker: f})
-	e.Answer = fmt.Sprintf("%d bytes in %s", n, s.o.Now().Sub(e.At).Round(time.Millisecond))
-	if err != nil && strings.HasPrefix(err.Error(), "sending block 0: code=") {
-		// PXE firmware asks twice: once for the size alone, which it ends with
-		// an error packet.
-		e.Answer, e.Reason = "its size", boot.Reason{Rule: boot.RuleTransferred, Text: "the machine asked for the size of " + name}
-		return
+	r, err := parseRequest(b)
+	switch {
+	case err != nil:
+		s.refuse(p, codeIllegal, err.Error())
+	case r.mode == "netascii":
+		s.note(p, r, "error: netascii", "netascii would damage a loader; the machine has to ask for octet")
+		s.refuse(p, codeOther, "netascii is not served, it would damage the file; use octet (binary) mode")
+	case r.mode != "octet":
+		s.refuse(p, codeIllegal, fmt.Sprintf("mode %.20q is not served; use octet", r.mode))
+	default:
+		s.admit(ctx, p, r, string(b))
 	}
-	if err != nil {
-		e.Reason = boot.Reason{Rule: boot.RuleTransferFail, Text: fmt.Sprintf("%s stopped after %d bytes: %v", name, n, err)}
-		return
-	}
-	e.Reason = boot.Reason{Rule: boot.RuleTransferred, Text: "sent the loader " + name}
 }
 
-// cut ends a transfer when the server stops. It stays a Seeker, from which the
-// library takes tsize.
-type cut struct {
-	ctx context.Context
-	io.ReadSeeker
+// refuse answers from the port that was asked.
+func (s *Server) refuse(p peer, code uint16, text string) {
+	_, _, _ = s.conn.WriteMsgUDPAddrPort(errorPacket(code, text), sourceMessage(p.local), p.client)
 }
 
-func (c *cut) Read(b []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, errors.New("the server stops")
+// note records a request that led to no transfer.
+func (s *Server) note(p peer, r request, answer, text string) {
+	e := s.entry(p, r)
+	e.Answer, e.Reason = answer, boot.Reason{Rule: boot.RuleTransferFail, Text: text}
+	s.o.Recorder.Record(e)
+}
+
+func (s *Server) entry(p peer, r request) boot.Entry {
+	e := boot.Entry{At: s.o.Now(), Protocol: boot.TFTP, Step: stepOf(r.name), Request: fmt.Sprintf("read %.120q", boot.RedactFile(r.name))}
+	e.MAC, _ = s.o.MACOf(p.client.Addr())
+	return e
+}
+
+// stepOf takes what looks like a loader for one.
+func stepOf(name string) boot.Step {
+	for _, end := range []string{".efi", ".kpxe", ".pxe", ".kkpxe", ".0"} {
+		if strings.HasSuffix(name, end) {
+			return boot.StepLoader
+		}
 	}
-	return c.ReadSeeker.Read(b)
+	return boot.StepFile
 }

@@ -71,9 +71,38 @@ func serve(t *testing.T, o tftp.Options) *fixture {
 	return f
 }
 
+// trace waits for n entries.
+func (f *fixture) trace(t *testing.T, n int) boot.Trace {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		trace, _ := f.recorder.Trace(boot.MAC{0x52, 0x54, 0, 0x77, 0, 1})
+		if len(trace.Entries) == n {
+			return trace
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d entries are missing: %+v", n-len(trace.Entries), trace)
+		}
+	}
+}
+
 // Every client that the field has gets the same bytes.
 func TestRealClients(t *testing.T) {
-	f := serve(t, tftp.Options{})
+	realClients(t, tftp.Options{})
+}
+
+// Likewise when everything comes from the port that was asked.
+func TestRealClientsOverOnePort(t *testing.T) {
+	realClients(t, tftp.Options{SinglePort: true})
+}
+
+func realClients(t *testing.T, o tftp.Options) {
+	f := serve(t, o)
+	if n, err := tftp.Probe(t.Context(), f.addr, "undionly.kpxe"); n != int64(len(content)) || err != nil {
+		t.Errorf("the probe: %d bytes, %v", n, err)
+	}
+	if _, err := tftp.Probe(t.Context(), f.addr, "gone"); hotspare.CodeOf(err) != hotspare.CodeTransfer || !strings.Contains(err.Error(), "not found") {
+		t.Errorf("the probe of a file that is not there: %v", err)
+	}
 	port := fmt.Sprint(f.addr.Port())
 	for _, name := range []string{"undionly.kpxe", "empty", "block"} {
 		want := map[string][]byte{"undionly.kpxe": content, "empty": nil, "block": content[:1024]}[name]
@@ -89,6 +118,9 @@ func TestRealClients(t *testing.T) {
 			},
 			"tftp-hpa": func(out string) *exec.Cmd {
 				return exec.Command("tftp", "-m", "binary", "127.0.0.1", port, "-c", "get", name, out)
+			},
+			"atftp, window": func(out string) *exec.Cmd {
+				return exec.Command("atftp", "-g", "-r", name, "-l", out, "--option", "blksize 1428", "--option", "windowsize 8", "127.0.0.1", port)
 			},
 			"atftp": func(out string) *exec.Cmd {
 				return exec.Command("atftp", "-g", "-r", name, "-l", out, "--option", "blksize 1428", "--option", "tsize 0", "127.0.0.1", port)
@@ -165,24 +197,33 @@ func TestNoPathLeadsOut(t *testing.T) {
 	}
 }
 
-func TestWritingIsRefused(t *testing.T) {
+func TestWritingAndNetasciiAreRefused(t *testing.T) {
 	f := serve(t, tftp.Options{})
 	_, _, got := raw(t, f.addr, "\x00\x02undionly.kpxe\x00octet\x00")
-	if !strings.HasPrefix(got, "\x00\x05") {
+	if !strings.HasPrefix(got, "\x00\x05\x00\x02") {
 		t.Errorf("a write request is answered by %q", got)
+	}
+	for _, mode := range []string{"netascii", "NetASCII"} {
+		if _, _, got := raw(t, f.addr, "\x00\x01undionly.kpxe\x00"+mode+"\x00"); !strings.HasPrefix(got, "\x00\x05\x00\x00netascii") || !strings.Contains(got, "octet") {
+			t.Errorf("%s is answered by %q", mode, got)
+		}
+	}
+	if _, _, got := raw(t, f.addr, "\x00\x01undionly.kpxe\x00mail\x00"); !strings.HasPrefix(got, "\x00\x05\x00\x04") {
+		t.Errorf("mail is answered by %q", got)
 	}
 }
 
 func TestOptionsAreNegotiated(t *testing.T) {
 	f := serve(t, tftp.Options{})
 	for options, want := range map[string][]string{
-		"tsize\x000\x00":                         {fmt.Sprintf("tsize\x00%d\x00", len(content))},
-		"blksize\x001428\x00tsize\x000\x00":      {fmt.Sprintf("tsize\x00%d\x00", len(content)), "blksize\x001428\x00"},
-		"blksize\x0065464\x00":                   {"blksize\x00"},
-		"windowsize\x0016\x00blksize\x00600\x00": {"blksize\x00600\x00"},
+		"tsize\x000\x00":                                    {fmt.Sprintf("tsize\x00%d\x00", len(content))},
+		"blksize\x001428\x00tsize\x000\x00":                 {fmt.Sprintf("tsize\x00%d\x00", len(content)), "blksize\x001428\x00"},
+		"blksize\x0065464\x00":                              {"blksize\x00"},
+		"windowsize\x0016\x00blksize\x00600\x00":            {"\x00\x06windowsize\x0016\x00blksize\x00600\x00"},
+		"BLKSIZE\x008\x00timeout\x005\x00utimeout\x005\x00": {"\x00\x06BLKSIZE\x008\x00timeout\x005\x00"},
 	} {
 		c, from, got := raw(t, f.addr, "\x00\x01undionly.kpxe\x00octet\x00"+options)
-		if !strings.HasPrefix(got, "\x00\x06") || strings.Contains(got, "windowsize") {
+		if !strings.HasPrefix(got, "\x00\x06") || strings.Contains(got, "utimeout") {
 			t.Errorf("%q is answered by %.40q", options, got)
 		}
 		for _, w := range want {
@@ -205,11 +246,7 @@ func TestTrace(t *testing.T) {
 	raw(t, f.addr, "\x00\x01shadow\x00octet\x00")
 	c, from, _ := raw(t, f.addr, "\x00\x01undionly.kpxe\x00octet\x00tsize\x000\x00")
 	ackLast(t, c, from, "\x08", "User aborted the transfer")
-	f.stop()
-	trace, _ := f.recorder.Trace(boot.MAC{0x52, 0x54, 0, 0x77, 0, 1})
-	if len(trace.Entries) != 3 {
-		t.Fatalf("%+v", trace)
-	}
+	trace := f.trace(t, 3)
 	var rules []boot.Rule
 	for _, e := range trace.Entries {
 		rules = append(rules, e.Reason.Rule)
@@ -236,16 +273,56 @@ func TestServerEndsWhileAClientIsSilent(t *testing.T) {
 	}
 }
 
-func TestTransfersAreLimited(t *testing.T) {
-	f := serve(t, tftp.Options{Transfers: 1, Timeout: 200 * time.Millisecond})
+// A machine that comes when all slots are taken waits for its turn.
+func TestTransfersTakeTurns(t *testing.T) {
+	f := serve(t, tftp.Options{Transfers: 1})
 	c, from, got := raw(t, f.addr, "\x00\x01undionly.kpxe\x00octet\x00")
 	if !strings.HasPrefix(got, "\x00\x03") {
 		t.Fatalf("%.20q", got)
 	}
-	if _, _, got := raw(t, f.addr, "\x00\x01undionly.kpxe\x00octet\x00"); !strings.HasPrefix(got, "\x00\x05") || !strings.Contains(got, "busy") && !strings.Contains(got, "failed") {
-		t.Errorf("the second transfer: %q", got)
+	second := make(chan string, 1)
+	go func() {
+		_, _, got := raw(t, f.addr, "\x00\x01block\x00octet\x00")
+		second <- got
+	}()
+	select {
+	case got := <-second:
+		t.Fatalf("the second transfer did not wait: %.20q", got)
+	case <-time.After(100 * time.Millisecond):
 	}
 	ackLast(t, c, from, "\x00", "done")
+	if got := <-second; !strings.HasPrefix(got, "\x00\x03\x00\x01hotspare") {
+		t.Errorf("the second transfer: %.20q", got)
+	}
+}
+
+func TestSessionsAreBounded(t *testing.T) {
+	f := serve(t, tftp.Options{PerAddress: 2})
+	for range 2 {
+		if _, _, got := raw(t, f.addr, "\x00\x01undionly.kpxe\x00octet\x00"); !strings.HasPrefix(got, "\x00\x03") {
+			t.Fatalf("%.20q", got)
+		}
+	}
+	if _, _, got := raw(t, f.addr, "\x00\x01undionly.kpxe\x00octet\x00"); !strings.HasPrefix(got, "\x00\x05\x00\x00busy") {
+		t.Errorf("the third transfer of one address: %q", got)
+	}
+	f = serve(t, tftp.Options{Transfers: 1, Waiting: 1})
+	for _, want := range []string{"\x00\x03", "", "\x00\x05\x00\x00busy"} {
+		if want == "" { // it waits; do not wait for it
+			c, err := net.Dial("udp4", f.addr.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Write([]byte("\x00\x01block\x00octet\x00")); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if _, _, got := raw(t, f.addr, "\x00\x01undionly.kpxe\x00octet\x00"); !strings.HasPrefix(got, want) {
+			t.Errorf("got %.40q, want %q", got, want)
+		}
+	}
 }
 
 func TestPortTaken(t *testing.T) {
@@ -274,7 +351,7 @@ func FuzzRequest(f *testing.F) {
 	for _, s := range []string{"\x00\x01x\x00octet\x00", "\x00\x01\x00\x00", "\x00\x01empty\x00netascii\x00tsize\x00-1\x00blksize\x00x\x00", "\x00\x02w\x00octet\x00", "\x00\x03", "\x00\x05\x00\x00\x00", "", "\x00\x01empty\x00octet\x00tsize\x00" + strings.Repeat("9", 470) + "\x00"} {
 		f.Add([]byte(s))
 	}
-	s, err := tftp.New(tftp.Options{Listen: "127.0.0.1:0", Timeout: time.Millisecond, Transfers: 1 << 14, Files: map[string]tftp.Opener{"empty": opener(nil), "x": opener([]byte("x"))}})
+	s, err := tftp.New(tftp.Options{Listen: "127.0.0.1:0", Timeout: time.Millisecond, Transfers: 1 << 10, Waiting: 1 << 14, PerAddress: 1 << 14, Files: map[string]tftp.Opener{"empty": opener(nil), "x": opener([]byte("x"))}})
 	if err != nil {
 		f.Fatal(err)
 	}
