@@ -60,19 +60,64 @@ type (
 	// Boot prepares the boot answers for the node, mints its join token, sets
 	// the next boot to the network and powers it on. A node that already joined
 	// for this epoch is left alone.
+	//
+	// With a BootID nothing is powered on: the parked boot of that id executes the
+	// image's kernel, with boot answers of the epoch. Any other boot refuses. The
+	// order ends when the node has said that it goes; from then on it comes as
+	// another boot.
 	Boot struct {
 		Order
-		Turn  Turn   `json:"turn"`
-		Way   Way    `json:"way"`
-		Image string `json:"image"`
+		Turn   Turn   `json:"turn"`
+		Way    Way    `json:"way"`
+		Image  string `json:"image"`
+		BootID string `json:"bootID,omitempty"`
 	}
 
-	// Claim orders the joined agent to become the application.
+	// Install has the joined or parked boot write the image to a local disk. It
+	// ends when what was written was read back and has the digest (Done.Copy). It
+	// starts nothing.
+	Install struct {
+		Order
+		BootID string `json:"bootID"`
+		Image  string `json:"image"`
+	}
+
+	// ParkNode boots an idle node, which is off, into the standby environment: on
+	// the kernel of Image, or the appliance's own. The agent comes with a one-time
+	// token of this order (Parked). A node that is parked in this turn already is
+	// left alone.
+	ParkNode struct {
+		Order
+		Turn  Turn   `json:"turn"`
+		Image string `json:"image,omitempty"`
+	}
+
+	// Preload has a parked boot keep ready what a claim of these images needs:
+	// kernels and initial file systems, and warms the appliance's read cache.
+	// Nothing of the images runs, nothing is attached.
+	Preload struct {
+		Order
+		BootID string   `json:"bootID"`
+		Images []string `json:"images"`
+	}
+
+	// DisableCopies has the agent of a boot in discovery or standby disable every
+	// copy of an application on the node's local disks, so that nothing starts one
+	// by itself.
+	DisableCopies struct {
+		Order
+		BootID string `json:"bootID"`
+	}
+
+	// Claim orders the joined or parked agent to become the application. Lease is
+	// what the agent is told; 0, of an order of an older state, means the policy's.
 	Claim struct {
 		Order
 		BootID string      `json:"bootID"`
 		Spec   Application `json:"spec"`
 		Way    Way         `json:"way"`
+		Lease  Duration    `json:"lease,omitempty"`
+		Copy   *LocalCopy  `json:"copy,omitempty"` // ways install and slot: what is started
 	}
 
 	// Release orders the agent to stop the application in order and to attest
@@ -123,31 +168,39 @@ type Notice struct {
 }
 
 // Kind names the action.
-func (ReadPower) Kind() string    { return "read-power" }
-func (PowerOff) Kind() string     { return "power-off" }
-func (Revoke) Kind() string       { return "revoke" }
-func (Attach) Kind() string       { return "attach" }
-func (Boot) Kind() string         { return "boot" }
-func (Claim) Kind() string        { return "claim" }
-func (Release) Kind() string      { return "release" }
-func (ProbeAddress) Kind() string { return "probe-address" }
-func (ReturnNode) Kind() string   { return "return-node" }
-func (CancelBoot) Kind() string   { return "cancel-boot" }
-func (DeleteRoot) Kind() string   { return "delete-root" }
-func (Notify) Kind() string       { return "notify" }
+func (ReadPower) Kind() string     { return "read-power" }
+func (PowerOff) Kind() string      { return "power-off" }
+func (Revoke) Kind() string        { return "revoke" }
+func (Attach) Kind() string        { return "attach" }
+func (Boot) Kind() string          { return "boot" }
+func (Claim) Kind() string         { return "claim" }
+func (Install) Kind() string       { return "install" }
+func (ParkNode) Kind() string      { return "park" }
+func (Preload) Kind() string       { return "preload" }
+func (DisableCopies) Kind() string { return "disable-copies" }
+func (Release) Kind() string       { return "release" }
+func (ProbeAddress) Kind() string  { return "probe-address" }
+func (ReturnNode) Kind() string    { return "return-node" }
+func (CancelBoot) Kind() string    { return "cancel-boot" }
+func (DeleteRoot) Kind() string    { return "delete-root" }
+func (Notify) Kind() string        { return "notify" }
 
-func (a ReadPower) withHead(o Order) Action    { a.Order = o; return a }
-func (a PowerOff) withHead(o Order) Action     { a.Order = o; return a }
-func (a Revoke) withHead(o Order) Action       { a.Order = o; return a }
-func (a Attach) withHead(o Order) Action       { a.Order = o; return a }
-func (a Boot) withHead(o Order) Action         { a.Order = o; return a }
-func (a Claim) withHead(o Order) Action        { a.Order = o; return a }
-func (a Release) withHead(o Order) Action      { a.Order = o; return a }
-func (a ProbeAddress) withHead(o Order) Action { a.Order = o; return a }
-func (a ReturnNode) withHead(o Order) Action   { a.Order = o; return a }
-func (a CancelBoot) withHead(o Order) Action   { a.Order = o; return a }
-func (a DeleteRoot) withHead(o Order) Action   { a.Order = o; return a }
-func (a Notify) withHead(o Order) Action       { a.Order = o; return a }
+func (a ReadPower) withHead(o Order) Action     { a.Order = o; return a }
+func (a PowerOff) withHead(o Order) Action      { a.Order = o; return a }
+func (a Revoke) withHead(o Order) Action        { a.Order = o; return a }
+func (a Attach) withHead(o Order) Action        { a.Order = o; return a }
+func (a Boot) withHead(o Order) Action          { a.Order = o; return a }
+func (a Claim) withHead(o Order) Action         { a.Order = o; return a }
+func (a Install) withHead(o Order) Action       { a.Order = o; return a }
+func (a ParkNode) withHead(o Order) Action      { a.Order = o; return a }
+func (a Preload) withHead(o Order) Action       { a.Order = o; return a }
+func (a DisableCopies) withHead(o Order) Action { a.Order = o; return a }
+func (a Release) withHead(o Order) Action       { a.Order = o; return a }
+func (a ProbeAddress) withHead(o Order) Action  { a.Order = o; return a }
+func (a ReturnNode) withHead(o Order) Action    { a.Order = o; return a }
+func (a CancelBoot) withHead(o Order) Action    { a.Order = o; return a }
+func (a DeleteRoot) withHead(o Order) Action    { a.Order = o; return a }
+func (a Notify) withHead(o Order) Action        { a.Order = o; return a }
 
 // Pending is an action that was ordered and has not ended.
 type Pending struct {
@@ -208,6 +261,14 @@ func decodeAction(kind string, raw []byte) (Action, error) {
 		return decodeAs[Boot](raw)
 	case Claim{}.Kind():
 		return decodeAs[Claim](raw)
+	case Install{}.Kind():
+		return decodeAs[Install](raw)
+	case ParkNode{}.Kind():
+		return decodeAs[ParkNode](raw)
+	case Preload{}.Kind():
+		return decodeAs[Preload](raw)
+	case DisableCopies{}.Kind():
+		return decodeAs[DisableCopies](raw)
 	case Release{}.Kind():
 		return decodeAs[Release](raw)
 	case ProbeAddress{}.Kind():

@@ -94,6 +94,9 @@ func orNothing(s string) string {
 func (w *work) joined(e Joined) {
 	for _, k := range w.apps.keys() {
 		for _, g := range w.apps.get(k).Old {
+			if w.r.lateJoin {
+				continue
+			}
 			if g.Node == e.Node && g.BootID == e.BootID && e.BootID != "" { // epochs of two applications may be equal
 				w.say(nil, e.Node, "boot %s joined for epoch %d of %s before: it is not awaited again", e.BootID, g.Epoch, k)
 				return
@@ -103,10 +106,12 @@ func (w *work) joined(e Joined) {
 	for _, k := range w.apps.keys() {
 		a := w.apps.get(k)
 		g := a.Grant
-		if g == nil || k != e.App || g.Node != e.Node || g.Epoch != e.Epoch || e.BootID == "" {
+		if g == nil || k != e.App || g.Node != e.Node || g.Epoch != e.Epoch && !w.r.lateJoin || e.BootID == "" {
 			continue
 		}
 		switch {
+		case e.BootID == g.From:
+			w.say(a, e.Node, "boot %s comes with the token of its successor: it is not awaited", e.BootID)
 		case g.BootID == "" && g.Booted && !g.Claimed:
 			a = w.apps.edit(k)
 			a.Grant.BootID, a.Grant.Joined = e.BootID, w.now
@@ -114,7 +119,7 @@ func (w *work) joined(e Joined) {
 				n.BootID = e.BootID
 			}
 			s := w.seen(e.Node)
-			s.Heard, s.Discovered, s.SeenAt, s.Power = w.now, "", Stamp{}, PowerIsOn
+			s.Heard, s.HeardBoot, s.Discovered, s.SeenAt, s.Power = w.now, e.BootID, "", Stamp{}, PowerIsOn
 			s.PowerAt = w.now
 			// Whether the address is free is asked anew: the answer from before the boot
 			// is too old to claim by.
@@ -139,20 +144,33 @@ func (w *work) discovered(e Discovered) {
 	if w.nodes.get(e.Node) == nil || e.BootID == "" {
 		return
 	}
-	s := w.seen(e.Node)
-	s.Discovered, s.SeenAt = e.BootID, w.now
-	w.say(nil, e.Node, "seen in discovery as boot %s", e.BootID)
-	w.proveNode(e.Node, rebooted(e.Node, e.BootID), func(a *AppState, g *Grant) bool {
-		return g.BootID != "" && g.BootID != e.BootID && g.Way.NeedsVolume() && !w.lately(a, g.Exclusion)
+	if e.Facts != nil {
+		f := *e.Facts
+		w.nodes.edit(e.Node).Facts = &f
+	}
+	w.copiesSeen(e.Node, e.Copies)
+	w.seenAnew(e.Node, e.BootID, "discovery")
+}
+
+// seenAnew takes the sight of a boot that carries nothing. What an earlier boot of
+// the node ran in memory or from volumes is over; what lies on a local disk is only
+// after it was disabled.
+func (w *work) seenAnew(node, boot, where string) {
+	s := w.seen(node)
+	s.Discovered, s.SeenAt = boot, w.now
+	w.say(nil, node, "seen in %s as boot %s", where, boot)
+	w.proveNode(node, rebooted(node, boot), func(a *AppState, g *Grant) bool {
+		return g.BootID != "" && g.BootID != boot && !g.Way.LeavesCopy() && !w.lately(a, g.Exclusion)
 	})
+	w.disable(node, boot)
 	for _, k := range w.apps.keys() {
-		if a := w.apps.get(k); live(a) && a.Grant.Node == e.Node && a.Grant.BootID != e.BootID {
-			w.soft(a).Conclusive = e.Node + " was booted anew"
+		if a := w.apps.get(k); live(a) && a.Grant.Node == node && a.Grant.BootID != boot {
+			w.soft(a).Conclusive = node + " was booted anew"
 			w.touch(k)
 		}
 	}
 }
 
 func rebooted(node, boot string) Evidence {
-	return Evidence{Kind: EvidenceIdentity, Text: fmt.Sprintf("%s is in discovery as boot %s", node, boot)}
+	return Evidence{Kind: EvidenceIdentity, Text: fmt.Sprintf("%s is seen, carrying nothing, as boot %s", node, boot)}
 }

@@ -45,11 +45,13 @@ func (w *work) command(e Event) {
 		w.s.Durable.Site, w.meta = e.Site, true
 	case FailoverRequested:
 		a := w.apps.edit(e.App)
-		a.Asked = &Asked{To: e.To, By: e.By}
+		a.Asked = &Asked{To: e.To, Way: e.Way, By: e.By}
 		if f := w.failovers.edit(a.Failover); f != nil {
 			f.By = e.By
 		}
 		w.say(a, "", "%s asked for a failover", e.By)
+	case PlannedRestart:
+		w.plan(e)
 	case FreezeSet:
 		w.freezes.put(e.Scope.String(), &Freeze{Scope: e.Scope, By: e.By, Reason: e.Reason, At: w.now, Until: e.Until})
 		w.say(nil, "", "frozen: %s, by %s: %s", e.Scope, e.By, e.Reason)
@@ -63,7 +65,9 @@ func (w *work) command(e Event) {
 		w.unquarantine(e)
 	case MaintenanceSet:
 		n := w.nodes.edit(e.Node)
-		if e.On {
+		if e.On && n.Park != nil {
+			w.fenceNode(n, NodeMaintenance, e.Reason+", by "+e.By)
+		} else if e.On {
 			w.freeNode(n, NodeMaintenance, e.Reason+", by "+e.By)
 		} else {
 			w.freeNode(n, "", "")
@@ -143,7 +147,12 @@ func (w *work) refuse(e Event) *hotspare.Error {
 	var app, node string
 	needApp, needNode := false, false
 	switch e := e.(type) {
+	case PlannedRestart:
+		return refusePlanned(e)
 	case FailoverRequested:
+		if e.Way != "" && !slices.Contains(Ways(), e.Way) {
+			return refusal(hotspare.CodeInvalid, "there is no way "+string(e.Way), "application "+e.App, "", fmt.Sprintf("use one of %v", Ways()))
+		}
 		app, needApp = e.App, true
 		node, needNode = e.To, e.To != ""
 	case AppDeleted:
@@ -192,7 +201,7 @@ func (w *work) refuseState(e Event, a *AppState, n *NodeState) *hotspare.Error {
 				return refusal(hotspare.CodeHeld, e.App+" is held by "+h.Rule, "application "+e.App, h.Text, h.Lift)
 			}
 			asked := *a
-			asked.Asked = &Asked{To: e.To, By: e.By}
+			asked.Asked = &Asked{To: e.To, Way: e.Way, By: e.By}
 			if c := w.candidates(&asked); len(c) == 0 || !c[0].Eligible {
 				return refusal(hotspare.CodeNoCandidate, "no node is eligible for "+e.App, "application "+e.App, nearest(c), "add a node or mend one")
 			}

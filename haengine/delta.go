@@ -9,6 +9,8 @@ type Delta struct {
 	Failovers map[FailoverID]*Failover `json:"failovers,omitempty"`
 	Freezes   map[string]*Freeze       `json:"freezes,omitempty"`
 	Pending   map[ActionID]*Pending    `json:"pending,omitempty"`
+	Images    map[string]*ImageFacts   `json:"images,omitempty"`
+	Times     map[string]*Measured     `json:"times,omitempty"`
 	Meta      *Meta                    `json:"meta,omitempty"` // set when any of it changed
 	Entries   []Entry                  `json:"entries,omitempty"`
 }
@@ -22,11 +24,12 @@ type Meta struct {
 	NextAction   ActionID         `json:"nextAction"`
 	NextFailover FailoverID       `json:"nextFailover"`
 	Fences       []Stamp          `json:"fences,omitempty"`
+	Planned      *Planned         `json:"planned,omitempty"`
 }
 
 // IsEmpty says whether nothing durable changed and nothing was said.
 func (d Delta) IsEmpty() bool {
-	return len(d.Nodes)+len(d.Pools)+len(d.Apps)+len(d.Failovers)+len(d.Freezes)+len(d.Pending)+len(d.Entries) == 0 && d.Meta == nil
+	return len(d.Nodes)+len(d.Pools)+len(d.Apps)+len(d.Failovers)+len(d.Freezes)+len(d.Pending)+len(d.Images)+len(d.Times)+len(d.Entries) == 0 && d.Meta == nil
 }
 
 // Delta gives what the step that made this state changed in its durable part.
@@ -42,9 +45,11 @@ func (d *Durable) Merge(x Delta) {
 	merge(d.Failovers, x.Failovers)
 	merge(d.Freezes, x.Freezes)
 	merge(d.Pending, x.Pending)
+	merge(d.Images, x.Images)
+	merge(d.Times, x.Times)
 	if m := x.Meta; m != nil {
 		d.Version, d.Site, d.Floors, d.Incidents = m.Version, m.Site, m.Floors, m.Incidents
-		d.NextAction, d.NextFailover, d.Fences = m.NextAction, m.NextFailover, m.Fences
+		d.NextAction, d.NextFailover, d.Fences, d.Planned = m.NextAction, m.NextFailover, m.Fences, m.Planned
 	}
 	d.init()
 }
@@ -57,6 +62,12 @@ func merge[K comparable, V any](dst, src map[K]*V) {
 			dst[k] = v
 		}
 	}
+}
+
+// Readable says whether a durable state of that version can be taken over; 0 is
+// that of a new appliance.
+func Readable(version int) bool {
+	return version == 0 || version >= oldestVersion && version <= StateVersion
 }
 
 // init makes the maps that a decoded or zero value lacks.
@@ -72,6 +83,8 @@ func (d *Durable) init() {
 	ensure(&d.Freezes)
 	ensure(&d.Pending)
 	ensure(&d.Incidents)
+	ensure(&d.Images)
+	ensure(&d.Times)
 }
 
 func ensure[K comparable, V any](m *map[K]V) {
@@ -84,6 +97,7 @@ func ensure[K comparable, V any](m *map[K]V) {
 // appliance. The first event must be Restarted.
 func NewState(d Durable) State {
 	d.init()
+	d.Version = StateVersion // what Readable admits is read as it is
 	return State{Durable: d, Soft: Soft{
 		Apps: map[string]*AppSoft{}, Nodes: map[string]*NodeSoft{},
 		Leases: map[string]Instant{}, Pending: map[ActionID]*Pending{},

@@ -108,11 +108,11 @@ func (w *work) judge(a *AppState) verdict {
 		v.suspect, channels[string(FromNode)] = true, true
 		see("agent", f.Failing[k], false, w.now)
 	}
-	silent, timeout := w.silence(a, f), heartbeatTimeout(a)
-	if silent >= timeout/2 {
+	silent, timeout, voice := w.silence(a, f), heartbeatTimeout(a), a.Grant.Way.HasAgent()
+	if voice && silent >= timeout/2 {
 		v.suspect = true
 	}
-	if silent >= timeout {
+	if voice && silent >= timeout {
 		channels["heartbeat"] = true
 		see("heartbeat", fmt.Sprintf("none for %s", timeout), false, w.now)
 	}
@@ -164,6 +164,9 @@ func (v *verdict) decide(w *work, conclusive string, channels map[string]bool) {
 // silence is the time since the current grant's agent was heard. After a
 // restart, and after a claim, it counts from there.
 func (w *work) silence(a *AppState, f AppSoft) time.Duration {
+	if !a.Grant.Way.HasAgent() { // the passed check is its only voice
+		f.Heartbeat = f.LastGood
+	}
 	return w.now.At.Sub(max(f.Heartbeat.At, w.s.Soft.RestartedAt, a.Grant.ClaimedAt.At))
 }
 
@@ -192,10 +195,14 @@ func (w *work) healthy(a *AppState) bool {
 		return false
 	}
 	f := w.watched(a)
-	if f.Heartbeat.IsZero() || w.now.Sub(f.Heartbeat) >= heartbeatTimeout(a) || f.Conclusive != "" || len(f.Failing) > 0 {
+	voice := a.Grant.Way.HasAgent()
+	if voice && (f.Heartbeat.IsZero() || w.now.Sub(f.Heartbeat) >= heartbeatTimeout(a)) || f.Conclusive != "" || len(f.Failing) > 0 {
 		return false
 	}
 	for _, from := range []Vantage{FromAppliance, FromNode} {
+		if from == FromNode && !voice {
+			return false
+		}
 		checks := 0
 		for _, m := range a.Spec.Monitors {
 			if m.Kind == MonitorHeartbeat || !slices.Contains(m.From, from) {
@@ -240,6 +247,15 @@ func (w *work) suspicion(a *AppState, v verdict) {
 	}
 	if v.suspect {
 		w.readPower(a.Spec.Name, a.Grant.Node, readEvery)
+		w.warm(a)
+	} else {
+		w.cool(a)
+	}
+	if !a.Grant.Way.HasAgent() && !v.failed && len(v.obs) > 0 {
+		w.notify("app/"+a.Spec.Name+"/one-channel", Notice{
+			App: a.Spec.Name, Node: a.Grant.Node, Text: a.Spec.Name + " fails its check, and nothing else can be known about it: no agent is on its node: " + v.obs[0].Text,
+			Fix: "look at it, then ask for the failover of " + a.Spec.Name,
+		})
 	}
 }
 

@@ -117,11 +117,33 @@ type (
 	}
 
 	// Discovered tells that a node was seen, authenticated, in the discovery
-	// environment: whatever it ran before this boot is gone.
+	// environment: whatever it ran before this boot is gone. Facts and Copies are
+	// nil when nothing was said about them.
 	Discovered struct {
 		Node   string
 		BootID string
+		Facts  *NodeFacts
+		Copies []LocalCopy
 	}
+
+	// Parked tells that a node was seen, authenticated, in the standby environment,
+	// and is told again whenever it connects. Whatever it ran before this boot is
+	// gone. Turn is that of the ParkNode whose token it came with.
+	Parked struct {
+		Node   string
+		BootID string
+		Turn   Turn
+		Kernel string // that it runs, as ImageFacts.Kernel
+		Facts  *NodeFacts
+		Copies []LocalCopy
+	}
+
+	// ImageSeen tells what is known about the image that a reference of
+	// applications stands for now. It is told before the application that uses it,
+	// and again when the reference comes to mean another image.
+	ImageSeen struct{ Image ImageFacts }
+	// ImageGone tells that a reference stands for nothing any more.
+	ImageGone struct{ Ref string }
 
 	// AgentReport is the agent's word about a resource of the service group;
 	// with an empty Resource about the whole group.
@@ -192,6 +214,7 @@ type (
 		Power      *PowerEvidence `json:"power,omitempty"`      // PowerOff
 		Revocation *Revocation    `json:"revocation,omitempty"` // Revoke
 		Address    *AddressProbe  `json:"address,omitempty"`    // ProbeAddress
+		Copy       *LocalCopy     `json:"copy,omitempty"`       // Install
 	}
 
 	// Failed ends one try of an action. The core orders it anew, under the same
@@ -209,7 +232,17 @@ type (
 type (
 	// FailoverRequested moves an application, in order when it runs. It passes
 	// the guards S6 and S11.
-	FailoverRequested struct{ App, To, By string }
+	// With a Way it is started in that way only.
+	FailoverRequested struct {
+		App, To, By string
+		Way         Way
+	}
+	// PlannedRestart announces that the appliance will be away on purpose, for at
+	// most so long: agents are given longer leases first (see RestartReady).
+	PlannedRestart struct {
+		For Duration
+		By  string
+	}
 	// FreezeSet forbids effects in a scope.
 	FreezeSet struct {
 		Scope  Scope
@@ -263,6 +296,10 @@ func (Heartbeat) event()         {}
 func (PowerRead) event()         {}
 func (Joined) event()            {}
 func (Discovered) event()        {}
+func (Parked) event()            {}
+func (ImageSeen) event()         {}
+func (ImageGone) event()         {}
+func (PlannedRestart) event()    {}
 func (AgentReport) event()       {}
 func (Dropped) event()           {}
 func (StorageSession) event()    {}

@@ -134,7 +134,13 @@ type Candidate struct {
 	Rank     int    `json:"rank,omitempty"` // 1 is tried first; 0 when not eligible
 	Rules    []Rule `json:"rules"`
 	Nearest  string `json:"nearest,omitempty"` // what would make it eligible: "n7: 112 MiB short"
-	order    []int  // sort key, compared from the left
+
+	Way    Way         `json:"way,omitempty"`    // in which it would be tried
+	Parked bool        `json:"parked,omitempty"` // from its standby
+	Expect Duration    `json:"expect,omitempty"` // time to service
+	Ways   []WayChoice `json:"ways,omitempty"`   // each way with its reasons; Way is the first
+
+	order []int // sort key, compared from the left
 }
 
 // Rule is one test of a candidate.

@@ -33,7 +33,7 @@ func (w *work) prove(a *AppState, g *Grant) bool {
 		return false
 	}
 	// A later boot of the node joined for a later grant: this one's boot is over.
-	if n := w.nodes.get(g.Node); n != nil && n.BootID != "" && g.BootID != "" && n.BootID != g.BootID && g.Way.NeedsVolume() {
+	if n := w.nodes.get(g.Node); n != nil && n.BootID != "" && g.BootID != "" && n.BootID != g.BootID && !g.Way.LeavesCopy() {
 		w.proof(a, g, Evidence{Kind: EvidenceIdentity, Text: fmt.Sprintf("%s has joined as boot %s since", g.Node, n.BootID)})
 		return true
 	}
@@ -42,8 +42,8 @@ func (w *work) prove(a *AppState, g *Grant) bool {
 		w.proof(a, g, Evidence{Kind: EvidenceRelease, Text: fmt.Sprintf("%s released epoch %d in order, its volumes are revoked", g.Node, g.Epoch)})
 		return true
 	}
-	if revoked && !g.Booted { // its node was never powered on for it
-		w.proof(a, g, Evidence{Kind: EvidenceStorage, Text: fmt.Sprintf("volumes of epoch %d revoked; no boot was ever ordered for it", g.Epoch)})
+	if revoked && !g.Booted && !g.Claimed { // its node was never told anything
+		w.proof(a, g, Evidence{Kind: EvidenceStorage, Text: fmt.Sprintf("volumes of epoch %d revoked; nothing was ever ordered to start it", g.Epoch)})
 		return true
 	}
 	if !revoked || !w.storageOpen(a, g) {
@@ -78,8 +78,8 @@ func (w *work) lately(a *AppState, x *Exclusion) bool {
 // storageOpen says whether storage evidence is accepted now: by the policy, for
 // this way, and after the kinds that the policy prefers had their time or failed.
 func (w *work) storageOpen(a *AppState, g *Grant) bool {
-	if !g.Way.NeedsVolume() {
-		return false
+	if !g.Way.NeedsVolume() && !w.r.storageForLocal || !g.Way.HasAgent() {
+		return false // it runs on without its volumes, or nobody drops it
 	}
 	p := a.Spec.Policy
 	i := slices.Index(p.Evidence, EvidenceStorage)
@@ -204,6 +204,7 @@ func (w *work) silent(a *AppState) bool {
 
 // fenceNode takes a node from its application: it is to be off, then returned.
 func (w *work) fenceNode(n *NodeState, then NodePhase, reason string) {
+	w.dropPark(n)
 	n.Turn++
 	n.OffProof, n.Then = nil, then
 	w.nodePhase(n, NodeFencing, reason)
@@ -241,7 +242,7 @@ func (w *work) stuck(a *AppState) (why, fix string) {
 		if !late && x.PowerFailed == "" {
 			continue
 		}
-		storage := slices.Contains(p.Evidence, EvidenceStorage) && g.Way.NeedsVolume()
+		storage := slices.Contains(p.Evidence, EvidenceStorage) && g.Way.NeedsVolume() && g.Way.HasAgent()
 		power := x.PowerFailed
 		if power == "" {
 			power = "not read back as off within " + p.FenceDeadline.String()
@@ -253,7 +254,7 @@ func (w *work) stuck(a *AppState) (why, fix string) {
 		confirm := fmt.Sprintf("make sure that %s is off, then confirm it by hand; it goes on by itself when the BMC answers", who)
 		switch {
 		case !storage:
-			return fmt.Sprintf("%s may still run epoch %d: power: %s; the policy accepts nothing else here", who, g.Epoch, power), confirm
+			return fmt.Sprintf("%s may still run epoch %d: power: %s; %s", who, g.Epoch, power, nothingElse(g.Way)), confirm
 		case a.Revoked <= g.Epoch && late:
 			return fmt.Sprintf("%s may still run epoch %d: power: %s; the storage has not confirmed the revocation", who, g.Epoch, power), confirm
 		case w.lately(a, x):
@@ -268,6 +269,17 @@ func (w *work) stuck(a *AppState) (why, fix string) {
 		return a.Reason, a.Fix // stays until it is ready
 	}
 	return "", ""
+}
+
+// nothingElse says why storage evidence does not count.
+func nothingElse(way Way) string {
+	switch {
+	case !way.HasAgent():
+		return "no agent is there to drop it: the revoked storage proves one writer, not one runner"
+	case !way.NeedsVolume():
+		return "started as " + string(way) + " it needs no volume to run: the revoked storage proves nothing"
+	}
+	return "the policy accepts nothing else here"
 }
 
 // lastTry gives what the open try of an action of the failover ended with last,
@@ -344,7 +356,12 @@ func (w *work) suspectNode(node, why string) {
 		w.powerOff(n)
 	case NodeReserved, NodeOwned: // chosen anew already: it is not booted before it is proven off again
 		a := w.apps.edit(n.Owner)
-		if a == nil || a.Grant == nil || a.Grant.Node != node || a.Grant.Booted {
+		if a == nil || a.Grant == nil || a.Grant.Node != node || a.Grant.Booted || a.Grant.Claimed {
+			return
+		}
+		if a.Grant.From != "" { // who speaks there is not the parked boot alone
+			a.Grant.Lost = why
+			w.all = true
 			return
 		}
 		a.Grant.Prepared, n.OffProof = false, nil

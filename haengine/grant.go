@@ -36,7 +36,7 @@ func (w *work) place(a *AppState, cause CauseKind) {
 	case !eligible:
 		w.down(a, nil, hotspare.CodeNoCandidate, "no node is eligible: "+nearest(cands), "add a node or mend one; it goes on by itself")
 	default:
-		w.grant(a, cands[0].Node, cause)
+		w.grant(a, cands[0], cause)
 	}
 }
 
@@ -79,9 +79,9 @@ func (w *work) down(a *AppState, h *Hold, code hotspare.Code, reason, fix string
 // grant gives the application to a node under a new epoch. The epoch is durable
 // before anything is done with it, because the step's actions wait for the
 // journal; from here on there is only forward.
-func (w *work) grant(a *AppState, node string, cause CauseKind) {
-	name := a.Spec.Name
-	orderly := cause == CauseOperator && a.Phase == PhaseRunning
+func (w *work) grant(a *AppState, c Candidate, cause CauseKind) {
+	name, node, choice := a.Spec.Name, c.Node, c.Ways[0]
+	orderly := cause == CauseOperator && a.Phase == PhaseRunning && a.Grant.Way.HasAgent()
 	if a.Grant != nil {
 		w.retire(a, orderly, previous(a.Spec.Policy), "left by "+name)
 	}
@@ -93,8 +93,16 @@ func (w *work) grant(a *AppState, node string, cause CauseKind) {
 	n.Turn++
 	n.Owner, n.Epoch, n.BootID, n.OffProof, n.Then = name, a.Epoch, "", nil, ""
 	w.nodePhase(n, NodeReserved, "")
-	a.Grant = &Grant{Epoch: a.Epoch, Node: node, Way: WayColdISCSI, Since: w.now}
-	a.Grant.Prepared = seen.Power == PowerIsOff && w.now.Sub(seen.PowerAt) < freshOff && !w.inFlight(func(o Action) bool { return o.Head().Node == node })
+	a.Grant = &Grant{Epoch: a.Epoch, Node: node, Way: choice.Way, Since: w.now, Copy: choice.copy}
+	if choice.Parked {
+		a.Grant.From, a.Grant.Direct, a.Grant.Prepared = n.Park.BootID, choice.Direct, true
+		if choice.Direct {
+			a.Grant.BootID, n.BootID = n.Park.BootID, n.Park.BootID
+		}
+	} else {
+		w.dropPark(n)
+		a.Grant.Prepared = seen.Power == PowerIsOff && w.now.Sub(seen.PowerAt) < freshOff && !w.inFlight(func(o Action) bool { return o.Head().Node == node })
+	}
 	a.Attempts++
 	if cause == CauseFailure && a.Attempts == 1 {
 		site := w.s.Durable.Site.WithDefaults()
@@ -103,8 +111,8 @@ func (w *work) grant(a *AppState, node string, cause CauseKind) {
 		w.meta = true
 	}
 	if f := w.failovers.edit(a.Failover); f != nil {
-		f.Attempts = append(f.Attempts, Attempt{Epoch: a.Epoch, Node: node, Way: WayColdISCSI, Started: w.now})
-		f.To, f.ToEpoch, f.Way = node, a.Epoch, WayColdISCSI
+		f.Attempts = append(f.Attempts, Attempt{Epoch: a.Epoch, Node: node, Way: choice.Way, Started: w.now})
+		f.To, f.ToEpoch, f.Way = node, a.Epoch, choice.Way
 		if f.Marks.Decided.IsZero() {
 			f.Marks.Decided = w.now
 		}
@@ -147,7 +155,7 @@ func (w *work) retire(a *AppState, orderly bool, then NodePhase, reason string) 
 	g, name := *a.Grant, a.Spec.Name
 	w.withdraw(func(o Action) bool {
 		switch o.(type) {
-		case Attach, Boot, Claim, ProbeAddress:
+		case Attach, Boot, Install, Claim, ProbeAddress:
 			return o.Head().App == name
 		}
 		return false
@@ -163,7 +171,7 @@ func (w *work) retire(a *AppState, orderly bool, then NodePhase, reason string) 
 		g.Exclusion = &Exclusion{Since: w.now, Orderly: orderly}
 		a.Old = append(a.Old, g)
 		s := w.node(g.Node)
-		if g.BootID != "" && s.Discovered != "" && s.Discovered != g.BootID && s.SeenAt.At > g.Joined.At {
+		if g.BootID != "" && !g.Way.LeavesCopy() && s.Discovered != "" && s.Discovered != g.BootID && s.SeenAt.At > g.Joined.At {
 			w.proof(a, &a.Old[len(a.Old)-1], rebooted(g.Node, s.Discovered))
 		}
 	}
@@ -172,6 +180,11 @@ func (w *work) retire(a *AppState, orderly bool, then NodePhase, reason string) 
 		return
 	}
 	switch {
+	case !effects && !w.needed(g.Node) && g.From != "" && g.Lost == "" && n.Park != nil && then == "": // it goes on in standby
+		n.Owner, n.Epoch, n.BootID = "", 0, ""
+		w.nodePhase(n, NodeIdle, "")
+	case g.From != "" && n.Phase != NodeFencing && !orderly: // its boot is on, and of no use any more
+		w.fenceNode(n, then, reason)
 	case !effects && !w.needed(g.Node): // nothing to prove; what was ordered to prepare it is cleaned up
 		w.withdraw(func(o Action) bool { p, is := o.(PowerOff); return is && p.Node == n.Spec.Name })
 		n.Turn++
@@ -190,6 +203,7 @@ func (w *work) returnNode(n *NodeState, reason string) {
 
 // freeNode gives a node back to its pool, or puts it aside.
 func (w *work) freeNode(n *NodeState, then NodePhase, reason string) {
+	w.dropPark(n)
 	n.Owner, n.Epoch, n.BootID, n.Then, n.OffProof = "", 0, "", "", nil
 	if then == "" || then == NodeIdle {
 		then, reason = NodeIdle, ""
@@ -209,8 +223,18 @@ func (w *work) attemptFailed(a *AppState, why string, nodesFault bool) {
 	}
 	then := NodePhase("")
 	reason := ""
-	if nodesFault {
+	if g.Way.LeavesCopy() && (g.Booted || g.Claimed) {
+		w.copyFailed(g)
+	}
+	// A start from standby that fails speaks against the way: the node may come up
+	// in another one, from off.
+	parked := g.From != ""
+	if parked && (nodesFault || g.Booted || g.Claimed) {
+		w.holdAgainst(a, Failure{Node: g.Node, Way: g.Way, Parked: true, Why: why})
+	} else if nodesFault {
 		w.remember(a, g.Node, why)
+	}
+	if nodesFault && !parked {
 		reason = fmt.Sprintf("%s epoch %d: %s", a.Spec.Name, g.Epoch, why)
 		if w.mayQuarantine(g.Node) {
 			then = NodeQuarantined
@@ -228,13 +252,20 @@ func (w *work) attemptFailed(a *AppState, why string, nodesFault bool) {
 
 // remember notes that the application failed on a node.
 func (w *work) remember(a *AppState, node, why string) {
+	w.holdAgainst(a, Failure{Node: node, Why: why})
+}
+
+// holdAgainst notes a failure in place of the last one of the same kind.
+func (w *work) holdAgainst(a *AppState, x Failure) {
+	x.At, x.Why = w.now, brief(x.Why)
 	keep := a.Failures[:0:0]
 	for _, f := range a.Failures {
-		if f.Node != node && w.now.Sub(f.At) < a.Spec.Policy.FailoverWindow.D() {
+		same := f.Node == x.Node && f.Parked == x.Parked && (!x.Parked || f.Way == x.Way)
+		if !same && w.now.Sub(f.At) < a.Spec.Policy.FailoverWindow.D() {
 			keep = append(keep, f)
 		}
 	}
-	a.Failures = append(keep, Failure{Node: node, At: w.now, Why: brief(why)})
+	a.Failures = append(keep, x)
 }
 
 // remove ends an application that an operator deleted. It gives true when the
@@ -278,6 +309,7 @@ func (w *work) remove(a *AppState) bool {
 	w.apps.del(name)
 	w.softApps.del(name)
 	w.forgetLeases(name, 0)
+	w.forgetTimes(name)
 	return true
 }
 

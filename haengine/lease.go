@@ -42,25 +42,40 @@ func leaseAllowed(a *AppState, node, bootID, app string, epoch Epoch) (bool, Rea
 	return false, Reason{"not-claimed", fmt.Sprintf("%s epoch %d was not claimed", app, epoch)}
 }
 
-// LeaseOf gives the lease that was promised with a grant's claim: a later change
-// of the policy does not change it, because evidence counts on it.
+// LeaseOf gives the lease that a grant's heartbeats are answered with: what was
+// promised with its claim, or more while a restart is announced. A later change of
+// the policy does not change it, because evidence counts on it.
 func LeaseOf(a *AppState, e Epoch) Duration {
-	if g := a.Grant; g != nil && g.Epoch == e {
-		return g.Lease
-	}
-	for i := range a.Old {
-		if a.Old[i].Epoch == e {
-			return a.Old[i].Lease
-		}
+	if g := grantOf(a, e); g != nil {
+		return g.lease()
 	}
 	return 0
 }
 
+// grantOf gives the live or an earlier grant of an epoch, or nil.
+func grantOf(a *AppState, e Epoch) *Grant {
+	if g := a.Grant; g != nil && g.Epoch == e {
+		return g
+	}
+	for i := range a.Old {
+		if a.Old[i].Epoch == e {
+			return &a.Old[i]
+		}
+	}
+	return nil
+}
+
 func leaseKey(app string, e Epoch) string { return fmt.Sprintf("%s@%d", app, e) }
 
-// acked notes that a heartbeat was answered with a lease.
+// acked notes that a heartbeat was answered with a lease; one that was given
+// before and lasts longer still counts.
 func (w *work) acked(app string, e Epoch) {
-	w.leases()[leaseKey(app, e)] = w.now.At
+	a := w.apps.get(app)
+	if a == nil {
+		return
+	}
+	key, end := leaseKey(app, e), w.now.At.Add(LeaseOf(a, e).D())
+	w.leases()[key] = max(w.s.Soft.Leases[key], end)
 }
 
 // leases gives the table of answered heartbeats for changing.
@@ -85,9 +100,10 @@ func (w *work) forgetLeases(app string, keep Epoch) {
 }
 
 // leaseOver gives the moment from which the holder of an earlier grant has
-// dropped the application by itself: the last answered heartbeat (or, after a
-// restart of the appliance, the restart; or the claim), plus the lease that it
-// was told, plus drop bound and margin. ok is false while a claim is on its way.
+// dropped the application by itself: the end of the lease that the last heartbeat
+// was answered with (after a restart of the appliance, or when none came, of the
+// longest lease that it may have, given then or with the claim), plus drop bound
+// and margin. ok is false while a claim is on its way.
 func (w *work) leaseOver(app string, g *Grant) (at Instant, ok bool) {
 	if !g.Claimed {
 		return 0, true // nothing of it ever ran
@@ -98,8 +114,8 @@ func (w *work) leaseOver(app string, g *Grant) (at Instant, ok bool) {
 	}) {
 		return 0, false
 	}
-	at = max(w.s.Soft.RestartedAt, w.s.Soft.Leases[leaseKey(app, g.Epoch)], g.ClaimedAt.At)
-	return at.Add(g.Lease.D() + g.Bound.D()), true
+	at = max(w.s.Soft.RestartedAt, g.ClaimedAt.At).Add(g.longestLease().D())
+	return max(at, w.s.Soft.Leases[leaseKey(app, g.Epoch)]).Add(g.Bound.D()), true
 }
 
 // inFlight says whether somebody may be performing such an action right now,

@@ -146,7 +146,7 @@ func (w *work) heldBack(a Action) bool {
 		return true
 	}
 	h := a.Head()
-	if _, is := a.(Claim); is && !w.proven(w.apps.get(h.App)) {
+	if starts(a) && !w.proven(w.apps.get(h.App)) {
 		return true // a proof was contradicted before the claim arrived
 	}
 	if w.r.freezeIgnored {
@@ -156,6 +156,17 @@ func (w *work) heldBack(a Action) bool {
 		return true
 	}
 	return w.frozen(h.App, h.Node) != nil
+}
+
+// starts says whether the application may run as soon as the action was begun.
+func starts(a Action) bool {
+	switch a := a.(type) {
+	case Claim:
+		return true
+	case Boot:
+		return !a.Way.HasAgent()
+	}
+	return false
 }
 
 // poolFrozen says whether the pool of a node that an application left is frozen:

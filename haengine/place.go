@@ -64,6 +64,9 @@ func (w *work) candidate(a *AppState, n *NodeState) Candidate {
 		}
 	}
 	q, s := a.Spec.Requires, n.Spec
+	if f := w.images.get(a.Spec.Image); q.Arch == "" && f != nil {
+		q.Arch = f.Arch
+	}
 	rule("approved", s.Approved, yes(s.Approved, "approved", "not approved"), "approve it")
 	pool := slices.Index(a.Spec.Pools, s.Pool)
 	rule("pool", pool >= 0, "in pool "+s.Pool, "it is in pool "+s.Pool)
@@ -82,12 +85,22 @@ func (w *work) candidate(a *AppState, n *NodeState) Candidate {
 		rule("asked for", ok, yes(ok, "asked for", "the operator asked for "+a.Asked.To), "the operator asked for "+a.Asked.To)
 	}
 	w.availability(a, n, rule)
-	c.order = w.rank(a, n, pool)
+	c.Ways = w.waysOn(a, n)
+	best := c.Ways[0]
+	rule("way", best.OK, wayText(best), noWay(best))
+	if best.OK {
+		c.Way, c.Parked, c.Expect = best.Way, best.Parked, best.Expect
+	}
+	c.order = w.rank(a, n, pool, best)
 	if len(missing) > 0 {
 		c.Nearest = s.Name + ": " + strings.Join(missing, ", ")
 	}
 	return c
 }
+
+func wayText(c WayChoice) string { return string(c.Way) + ": " + c.Text }
+
+func noWay(c WayChoice) string { return "no way is possible (" + wayText(c) + ")" }
 
 // availability puts the rules about what the node is doing now.
 func (w *work) availability(a *AppState, n *NodeState, rule func(name string, ok bool, text, mend string)) {
@@ -120,7 +133,7 @@ func (w *work) availability(a *AppState, n *NodeState, rule func(name string, ok
 	rule("not frozen", f == nil, yes(f == nil, "not frozen", "its pool is frozen"), "lift the freeze")
 	fence, why := fenceable(a.Spec.Policy, n.Spec)
 	rule("fence", fence, why, "accept a second kind of evidence")
-	fail := w.failureOf(a, n.Spec.Name)
+	fail := w.nodeFailure(a, n.Spec.Name)
 	rested := fail == nil || a.Asked != nil && a.Asked.To == n.Spec.Name || w.now.Sub(fail.At) >= a.Spec.Policy.RetryAfter.D()
 	text = "did not fail here"
 	if fail != nil {
@@ -155,8 +168,11 @@ func fenceable(p Policy, n Node) (bool, string) {
 }
 
 // rank gives the sort key of a node; the lowest is tried first.
-func (w *work) rank(a *AppState, n *NodeState, pool int) []int {
-	failed, off, read := 0, 1, 1
+func (w *work) rank(a *AppState, n *NodeState, pool int, best WayChoice) []int {
+	failed, held, off, read := 0, 0, 1, 1
+	if w.warmedFor(n.Spec.Name, a.Spec.Name) != "" {
+		held = 1
+	}
 	if w.failureOf(a, n.Spec.Name) != nil || n.Reason != "" {
 		failed = 1
 	}
@@ -168,13 +184,27 @@ func (w *work) rank(a *AppState, n *NodeState, pool int) []int {
 		off = 0
 	}
 	q := a.Spec.Requires
-	return []int{failed, pool, off, read, n.Spec.MemoryMiB - q.MemoryMiB, n.Spec.CPUs - q.CPUs}
+	if best.Parked {
+		off, read = 0, 0
+	}
+	return []int{failed, pool, held, best.rank, off, read, n.Spec.MemoryMiB - q.MemoryMiB, n.Spec.CPUs - q.CPUs}
 }
 
+// failureOf gives a failure of the application on a node, in whatever way.
 func (w *work) failureOf(a *AppState, node string) *Failure {
 	for i := range a.Failures {
 		if a.Failures[i].Node == node {
 			return &a.Failures[i]
+		}
+	}
+	return nil
+}
+
+// nodeFailure gives one that is held against the node as a whole.
+func (w *work) nodeFailure(a *AppState, node string) *Failure {
+	for i := range a.Failures {
+		if f := &a.Failures[i]; f.Node == node && !f.Parked {
+			return f
 		}
 	}
 	return nil

@@ -50,6 +50,10 @@ func (w *work) quarantine(e Quarantine) {
 	n = w.nodes.edit(e.Node)
 	switch n.Phase {
 	case NodeIdle, NodeQuarantined, NodeMaintenance:
+		if n.Park != nil { // what waits there is not to be trusted
+			w.fenceNode(n, NodeQuarantined, e.Reason)
+			break
+		}
 		w.freeNode(n, NodeQuarantined, e.Reason)
 	case NodeReserved, NodeOwned:
 		if a := w.apps.edit(n.Owner); a != nil && a.Grant != nil && a.Grant.Node == e.Node {

@@ -37,7 +37,28 @@ type BMC struct {
 
 // Pool is a named set of nodes that applications may draw from.
 type Pool struct {
-	Name string `json:"name" yaml:"name"`
+	Name    string   `json:"name" yaml:"name"`
+	Standby *Standby `json:"standby,omitempty" yaml:"standby,omitempty"` // none: idle nodes are off
+}
+
+// Standby is how many idle nodes of a pool are kept on, with the agent in memory,
+// waiting for a claim; the others are off.
+type Standby struct {
+	Nodes       int      `json:"nodes" yaml:"nodes"`                                 // this many, as long as there are idle ones
+	Kernel      string   `json:"kernel,omitempty" yaml:"kernel,omitempty"`           // on the kernel of this image, or KernelOfAppliance; empty: of the image of the application that the node is parked for
+	For         []string `json:"for,omitempty" yaml:"for,omitempty"`                 // parked for these applications, the likeliest first; empty: all that use the pool, by priority
+	PowerBudget int      `json:"powerBudget,omitempty" yaml:"powerBudget,omitempty"` // at most this many nodes of the pool are on, those that carry something included; 0: no limit
+	AtOnce      int      `json:"atOnce,omitempty" yaml:"atOnce,omitempty"`           // so many go to standby at the same time; 0: 2
+}
+
+// KernelOfAppliance stands in Standby.Kernel for the kernel of the appliance's host.
+const KernelOfAppliance = "appliance"
+
+func (s Standby) atOnce() int {
+	if s.AtOnce == 0 {
+		return 2
+	}
+	return s.AtOnce
 }
 
 // Application is what must stay up.
@@ -161,7 +182,11 @@ const (
 // the default that Policy.WithDefaults fills in.
 type Policy struct {
 	Evidence       []EvidenceKind `json:"evidence,omitempty" yaml:"evidence,omitempty"`             // accepted, in order of preference; release, identity and person are always accepted
-	Lease          Duration       `json:"lease,omitempty" yaml:"lease,omitempty"`                   // the agent drops the service when it was not renewed for this long
+	Ways           []Way          `json:"ways,omitempty" yaml:"ways,omitempty"`                     // allowed; empty: all that write nothing to a local disk
+	WayOrder       WayOrder       `json:"wayOrder,omitempty" yaml:"wayOrder,omitempty"`             // measured, or as listed in Ways (the default when they are listed)
+	InstallLimit   Duration       `json:"installLimit,omitempty" yaml:"installLimit,omitempty"`     // way install: for writing the image to the disk
+	TolerateOutage Duration       `json:"tolerateOutage,omitempty" yaml:"tolerateOutage,omitempty"` // of the appliance: the lease is longer
+	Lease          Duration       `json:"lease,omitempty" yaml:"lease,omitempty"`                   // with evidence storage+drop: the agent drops the service when it was not renewed for this long
 	DropBound      Duration       `json:"dropBound,omitempty" yaml:"dropBound,omitempty"`           // the drop itself takes at most this long after the lease ended
 	Margin         Duration       `json:"margin,omitempty" yaml:"margin,omitempty"`                 // added to lease and drop bound before they count as evidence
 	FenceDeadline  Duration       `json:"fenceDeadline,omitempty" yaml:"fenceDeadline,omitempty"`   // for one kind of evidence before the next one is tried
@@ -177,6 +202,15 @@ type Policy struct {
 	PreemptGap     int            `json:"preemptGap,omitempty" yaml:"preemptGap,omitempty"`   // priority distance to a victim; 0: this application never preempts
 	Previous       string         `json:"previous,omitempty" yaml:"previous,omitempty"`       // return (default), keep, quarantine
 }
+
+// WayOrder says which of the possible ways is tried first.
+type WayOrder string
+
+// The orders of ways.
+const (
+	OrderMeasured WayOrder = "measured" // by the median of the measured times to service
+	OrderListed   WayOrder = "listed"   // as Policy.Ways has them
+)
 
 // Duration is a time.Duration that is written as "1.5s" in documents.
 type Duration time.Duration

@@ -2,6 +2,7 @@ package haengine
 
 import (
 	"maps"
+	"slices"
 
 	"hotspare"
 )
@@ -21,6 +22,7 @@ func (w *work) restarted() {
 	for _, k := range w.nodes.keys() {
 		n := w.nodes.edit(k)
 		n.Since = w.rebase(n.Since)
+		w.rebaseNode(n)
 	}
 	for _, k := range w.failovers.keys() {
 		if w.failovers.get(k).Outcome == OutcomeOpen {
@@ -37,6 +39,11 @@ func (w *work) restarted() {
 		fences[i] = w.rebase(s)
 	}
 	d.Fences, w.meta = fences, true
+	if p := d.Planned; p != nil {
+		away := *p
+		away.Away, away.Since.At = true, w.now.At
+		d.Planned = &away
+	}
 	for _, id := range w.pending.keys() {
 		p := w.pending.edit(id)
 		if p.Withdrawn { // whoever performed it died with the last run
@@ -104,7 +111,27 @@ func (w *work) rebaseApp(a *AppState) {
 	}
 }
 
+// rebaseNode: a parked boot has to be heard anew, within the time that it had; a
+// node that rests goes on to rest.
+func (w *work) rebaseNode(n *NodeState) {
+	if p := n.Park; p != nil {
+		p.Ordered.At = w.now.At
+		for _, s := range []*Stamp{&p.On, &p.Since} {
+			if !s.IsZero() {
+				s.At = w.now.At
+			}
+		}
+	}
+	if !n.ParkAfter.IsZero() {
+		n.ParkAfter.At = w.now.At.Add(min(longParkPause, max(0, n.ParkAfter.Wall.Sub(w.now.Wall))))
+	}
+}
+
 func rebaseGrant(g *Grant, now Stamp) {
+	g.Began = Stamp{} // a start that the appliance did not see as a whole is not measured
+	if !g.LongUntil.IsZero() {
+		g.LongUntil.At = now.At.Add(g.Longest.D()) // the longest that the last of them can last
+	}
 	for _, s := range []*Stamp{&g.BootDone, &g.Joined, &g.ClaimedAt} {
 		if !s.IsZero() {
 			s.At = now.At
@@ -139,12 +166,31 @@ func (w *work) floor(e EpochFloor) {
 	}
 	p := a.Spec.Policy
 	a.Old = append(a.Old, Grant{
-		Epoch: e.Epoch, Way: WayColdISCSI, Since: w.now, Attached: true, Booted: true, Claimed: true, ClaimedAt: w.now,
-		Lease: p.Lease, Bound: p.DropBound + p.Margin, Exclusion: &Exclusion{Since: w.now},
+		Epoch: e.Epoch, Way: unknownWay(p), Since: w.now, Attached: true, Booted: true, Claimed: true, ClaimedAt: w.now,
+		Lease: p.promised(), Longest: w.plannedLease(), Bound: p.DropBound + p.Margin, Exclusion: &Exclusion{Since: w.now},
 	})
 	a.Epoch = e.Epoch + 1
 	w.floorAt(e.App, a.Epoch)
 	w.enter(a, PhaseFencing, "an unknown node may hold epoch %d", e.Epoch)
 	w.fence(a)
 	w.all = true
+}
+
+// unknownWay is the way that the holder of an epoch is taken to have been started
+// in of which nothing is known: the one that is the hardest to exclude among those
+// that the policy allows.
+func unknownWay(p Policy) Way {
+	for _, way := range []Way{WayInstall, WaySlot, WayColdSAN, WayRAM} {
+		if slices.Contains(p.Ways, way) {
+			return way
+		}
+	}
+	return WayColdISCSI
+}
+
+func (w *work) plannedLease() Duration {
+	if p := w.s.Durable.Planned; p != nil {
+		return p.For + plannedSlack
+	}
+	return 0
 }

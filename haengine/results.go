@@ -46,8 +46,29 @@ func (w *work) done(e Done) {
 	case Boot:
 		if ours {
 			w.apps.edit(h.App).Grant.BootDone = w.now
-			w.say(a, h.Node, "powered on")
+			if o.BootID != "" {
+				w.say(a, h.Node, "executes the image's kernel")
+			} else {
+				w.say(a, h.Node, "powered on")
+			}
 		}
+	case Install:
+		if ours && e.Copy != nil {
+			a = w.apps.edit(h.App)
+			w.written(a, *e.Copy)
+			f := w.soft(a) // it took its time: the address is asked anew
+			f.Address, f.AddressAt = AddressProbe{}, Stamp{}
+		}
+	case ParkNode:
+		if n := w.nodes.edit(h.Node); n != nil && n.Park != nil && n.Park.Turn == o.Turn {
+			n.Park.On = w.now
+		}
+	case Preload:
+		if n := w.nodes.edit(h.Node); n != nil && n.Park != nil && n.Park.BootID == o.BootID {
+			n.Park.Loaded, n.Park.Refused = o.Images, ""
+		}
+	case DisableCopies:
+		w.disabled(o)
 	case Release:
 		w.attested(h)
 	case ProbeAddress:
@@ -86,7 +107,15 @@ func (w *work) countsAsOff(o PowerOff, e Done) bool {
 		w.failed(Failed{ID: e.ID, Why: "off was not read back twice in a row", Transient: true, Power: e.Power})
 		return false
 	}
-	booting := w.inFlight(func(x Action) bool { b, is := x.(Boot); return is && b.Node == o.Node && b.Turn < o.Turn })
+	booting := w.inFlight(func(x Action) bool {
+		switch b := x.(type) {
+		case Boot:
+			return b.Node == o.Node && b.Turn < o.Turn
+		case ParkNode:
+			return b.Node == o.Node && b.Turn < o.Turn
+		}
+		return false
+	})
 	if booting { // an earlier power-on may still take effect
 		w.again(e.ID)
 		return false
@@ -183,7 +212,7 @@ func (w *work) failed(e Failed) {
 			w.block(w.apps.edit(h.App), PhaseAttaching, e.Code, "its volumes cannot be exported: "+e.Why, "mend the storage; it is tried again by itself")
 		}
 	case Boot:
-		if ours && (!e.Transient || p.Tries >= 4) {
+		if ours && (!e.Transient || p.Tries >= 4 && o.BootID == "") { // of a parked boot nobody knows whether it went
 			drop()
 			w.attemptFailed(w.apps.edit(h.App), "it cannot be booted: "+e.Why, true)
 			return
@@ -196,6 +225,33 @@ func (w *work) failed(e Failed) {
 			return
 		}
 		w.again(e.ID)
+	case Install:
+		if ours && !e.Transient {
+			drop()
+			w.attemptFailed(w.apps.edit(h.App), "the image cannot be installed: "+e.Why, true)
+			return
+		}
+		w.again(e.ID)
+	case ParkNode:
+		n := w.nodes.get(h.Node)
+		if n == nil || n.Park == nil || n.Park.Turn != o.Turn {
+			drop()
+			return
+		}
+		w.again(e.ID)
+		if !e.Transient || p.Tries >= 4 {
+			w.parkFailed(w.nodes.edit(h.Node), "it cannot be booted: "+e.Why)
+		}
+	case Preload, DisableCopies:
+		if e.Transient && p.Tries < 4 {
+			w.again(e.ID)
+			return
+		}
+		drop()
+		w.say(nil, h.Node, "%s failed: %s", o.Kind(), e.Why)
+		if n := w.nodes.edit(h.Node); n != nil && n.Park != nil {
+			n.Park.Refused = brief(e.Why)
+		}
 	case Release:
 		if e.Transient {
 			w.again(e.ID)

@@ -14,6 +14,11 @@ type Rules struct {
 	releaseTrusted bool // an attested release counts whatever the target saw
 	failuresStay   bool // a resource that failed once has failed for ever
 	noTurn         bool // the agent's own restart does not go first
+
+	staleParked     bool // a parked boot is claimed whether it was heard or not
+	storageForLocal bool // storage evidence counts for what needs no volume
+	preloadAttaches bool // a warm-up exports the volumes, too
+	lateJoin        bool // a join for an earlier grant is accepted
 }
 
 // Bug names a rule that a test switches off to see that the checks notice.
@@ -32,6 +37,11 @@ const (
 	BugReleaseTrusted Bug = "log-out not checked"
 	BugFailuresStay   Bug = "restart not believed"
 	BugNoTurn         Bug = "restart not awaited"
+
+	BugStaleParked     Bug = "stale parked boot claimed"
+	BugStorageForLocal Bug = "storage evidence for a local copy"
+	BugPreloadAttaches Bug = "preload attaches"
+	BugLateJoin        Bug = "late join accepted"
 )
 
 // Sabotage gives rules with one switched off. It wants a test to stand there.
@@ -65,6 +75,14 @@ func Sabotage(tb interface {
 		r.failuresStay = true
 	case BugNoTurn:
 		r.noTurn = true
+	case BugStaleParked:
+		r.staleParked = true
+	case BugStorageForLocal:
+		r.storageForLocal = true
+	case BugPreloadAttaches:
+		r.preloadAttaches = true
+	case BugLateJoin:
+		r.lateJoin = true
 	default:
 		panic("no such bug: " + string(b))
 	}

@@ -7,7 +7,14 @@ import (
 )
 
 // StateVersion is the version of the durable state's encoding.
-const StateVersion = 1
+//
+// Version 2 added ways, standby, local copies and longer leases to version 1, all of
+// them absent where they are zero: a state of version 1 is read as it is, and
+// written as version 2 with the first step (Restarted). An older hotspare must
+// not read it: it would not know what a parked node or a local copy is.
+const StateVersion = 2
+
+const oldestVersion = 1
 
 // State is all that the engine knows. Values reached through it are immutable:
 // Step copies what it changes, so a State may be kept and read while the engine
@@ -34,7 +41,10 @@ type Durable struct {
 	Incidents    map[string]Stamp         `json:"incidents"`
 	NextAction   ActionID                 `json:"nextAction"`
 	NextFailover FailoverID               `json:"nextFailover"`
-	Fences       []Stamp                  `json:"fences"` // power fences of failures within Site.FenceWindow
+	Fences       []Stamp                  `json:"fences"`            // power fences of failures within Site.FenceWindow
+	Images       map[string]*ImageFacts   `json:"images,omitempty"`  // by ImageFacts.Ref
+	Times        map[string]*Measured     `json:"times,omitempty"`   // by timeKey: how long starts took
+	Planned      *Planned                 `json:"planned,omitempty"` // a restart of the appliance that was announced
 }
 
 // Soft is the part of the state that is not journalled: what was seen lately.
@@ -48,7 +58,7 @@ type Soft struct {
 	StormText   string                `json:"stormText,omitempty"`
 	Apps        map[string]*AppSoft   `json:"apps"`
 	Nodes       map[string]*NodeSoft  `json:"nodes"`
-	Leases      map[string]Instant    `json:"leases"` // by leaseKey: when the last heartbeat of that grant was answered with a lease
+	Leases      map[string]Instant    `json:"leases"` // by leaseKey: when the leases end that heartbeats of that grant were answered with
 	Pending     map[ActionID]*Pending `json:"pending"`
 	Said        []Entry               `json:"-"` // what the last step has to tell, in order
 }
@@ -91,6 +101,13 @@ type NodeState struct {
 	Then     NodePhase `json:"then,omitempty"`     // phase after it was returned: idle (""), quarantined, maintenance
 	OffProof *Evidence `json:"offProof,omitempty"` // power evidence in this phase
 	Removing bool      `json:"removing,omitempty"` // deleted by an operator; goes when it is free
+
+	Facts     *NodeFacts  `json:"facts,omitempty"`  // as its agent said last
+	Park      *Park       `json:"park,omitempty"`   // its standby, ordered or reached; it has no owner by that
+	Copies    []LocalCopy `json:"copies,omitempty"` // of applications on its local disks
+	ParkFails int         `json:"parkFails,omitempty"`
+	ParkAfter Stamp       `json:"parkAfter,omitzero"` // it is not put in standby before
+	ParkWhy   string      `json:"parkWhy,omitempty"`  // why it is not in standby, or left it
 }
 
 // Phase is where an application stands.
@@ -109,24 +126,6 @@ const (
 	PhaseBlocked   Phase = "blocked"   // cannot go on safely; Reason and Fix say why
 	PhaseDown      Phase = "down"      // failed, and nobody is eligible or a guard holds
 )
-
-// Way is how an application is started on a node.
-type Way string
-
-// The ways. Only ColdISCSI is offered by this version.
-const (
-	WayStandbySwitch Way = "standby-switch"
-	WayStandbyKexec  Way = "standby-kexec"
-	WayColdISCSI     Way = "cold-iscsi"
-	WayColdSAN       Way = "cold-san"
-	WayRAM           Way = "ram"
-	WayInstall       Way = "install"
-	WaySlot          Way = "slot"
-)
-
-// NeedsVolume says whether a node started in this way stops when its volumes
-// are revoked. Storage evidence never counts for the others (SAFETY S2.2).
-func (w Way) NeedsVolume() bool { return w != WayRAM && w != WayInstall && w != WaySlot }
 
 // AppState is an application and its grants.
 type AppState struct {
@@ -157,7 +156,11 @@ type Grant struct {
 	Epoch     Epoch      `json:"epoch"`
 	Node      string     `json:"node"` // empty: unknown, found in the store's epochs only
 	Way       Way        `json:"way"`
-	BootID    string     `json:"bootID,omitempty"` // of the boot that joined for it
+	From      string     `json:"from,omitempty"`   // the parked boot that it begins from; empty: the node is powered on for it
+	Direct    bool       `json:"direct,omitempty"` // the boot of From is claimed as it is
+	Copy      *LocalCopy `json:"copy,omitempty"`   // ways install and slot: what is started
+	Lost      string     `json:"lost,omitempty"`   // the boot of From is gone: why
+	BootID    string     `json:"bootID,omitempty"` // of the boot that joined for it, or that is claimed as it is
 	Since     Stamp      `json:"since"`
 	Prepared  bool       `json:"prepared,omitempty"`  // the node was proven off before its boot
 	Attached  bool       `json:"attached,omitempty"`  // an Attach was ordered
@@ -167,7 +170,11 @@ type Grant struct {
 	Joined    Stamp      `json:"joined,omitzero"`     // when the agent came
 	Claimed   bool       `json:"claimed,omitempty"`   // a Claim was ordered: from here on the application may run there
 	ClaimedAt Stamp      `json:"claimedAt,omitzero"`
+	Began     Stamp      `json:"began,omitzero"`      // when nothing stood against its start any more; zero after a restart of the appliance
+	Installed bool       `json:"installed,omitempty"` // way install: the copy is on the disk
 	Lease     Duration   `json:"lease,omitempty"`     // as told to the agent
+	Longest   Duration   `json:"longest,omitempty"`   // longer leases that were promised for a planned restart and may still run
+	LongUntil Stamp      `json:"longUntil,omitzero"`  // when the last of them is over; zero: they are still given
 	Bound     Duration   `json:"bound,omitempty"`     // drop bound plus margin, as of the claim
 	Exclusion *Exclusion `json:"exclusion,omitempty"` // once it is an earlier grant
 }
@@ -195,16 +202,22 @@ type Evidence struct {
 
 // Asked is an operator's request for a failover or switchover.
 type Asked struct {
-	To string `json:"to,omitempty"`
-	By string `json:"by"`
+	To  string `json:"to,omitempty"`
+	Way Way    `json:"way,omitempty"`
+	By  string `json:"by"`
 }
 
 // Failure remembers that the application failed on a node: it is not tried
 // there again before Policy.RetryAfter, and then last.
+//
+// A failure of a start from standby with Parked set is held against the way, not
+// against the node: the node may be tried in another way at once.
 type Failure struct {
-	Node string `json:"node"`
-	At   Stamp  `json:"at"`
-	Why  string `json:"why"`
+	Node   string `json:"node"`
+	Way    Way    `json:"way,omitempty"`
+	Parked bool   `json:"parked,omitempty"`
+	At     Stamp  `json:"at"`
+	Why    string `json:"why"`
 }
 
 // Hold is a guard that keeps a decision from being acted on.
@@ -266,6 +279,7 @@ type AppSoft struct {
 	SessionEnd  Stamp             `json:"sessionEnd"`
 	Address     AddressProbe      `json:"address"` // the last probe of the service address in this grant
 	AddressAt   Stamp             `json:"addressAt"`
+	Warm        string            `json:"warm,omitempty"` // the parked node that is held ready while the application is suspect
 }
 
 // Check counts the samples of one monitor from one vantage.

@@ -14,6 +14,8 @@ import (
 const (
 	settleOff     = 5 * time.Second  // after a confirmed power-on, off means that the node went off again
 	bootReadEvery = 10 * time.Second // a booting node's BMC is read this often
+	kexecDeadline = 90 * time.Second // for a parked node's join with the image's kernel: firmware has no part in it
+	claimSilence  = 15 * time.Second // a parked boot that was claimed and is not heard is given up
 	probeEvery    = 3 * time.Second  // an address that answers is asked again
 )
 
@@ -25,7 +27,8 @@ func (w *work) apply(e Event) {
 	case Tick:
 		w.thaw()
 		w.readIdle()
-		w.all = true
+		w.endPlanned()
+		w.all, w.ticked = true, true
 	case Sample:
 		w.sampled(e)
 	case Heartbeat:
@@ -36,6 +39,12 @@ func (w *work) apply(e Event) {
 		w.joined(e)
 	case Discovered:
 		w.discovered(e)
+	case Parked:
+		w.parked(e)
+	case ImageSeen:
+		w.imageSeen(e.Image)
+	case ImageGone:
+		w.images.del(e.Ref)
 	case AgentReport:
 		w.reported(e)
 	case Dropped:
@@ -61,8 +70,16 @@ func (w *work) apply(e Event) {
 	}
 }
 
-// advanceAll moves everything that the event touched as far as it goes.
+// advanceAll moves everything that the event touched as far as it goes; standby
+// comes after the applications had their choice.
 func (w *work) advanceAll() {
+	w.settleAll()
+	if w.ticked {
+		w.keepStandby()
+	}
+}
+
+func (w *work) settleAll() {
 	for range 8 {
 		before := len(w.s.Soft.Said)
 		names := w.apps.keys()
@@ -137,6 +154,10 @@ func (w *work) advance(a *AppState) {
 		w.advanceReleasing(a)
 
 	case PhaseFencing:
+		if why := w.lostFrom(a); why != "" {
+			w.attemptFailed(a, why, false)
+			return
+		}
 		if !w.ready(a) {
 			w.fence(a)
 			if why, fix := w.stuck(a); why != "" {
@@ -151,10 +172,14 @@ func (w *work) advance(a *AppState) {
 		w.mark(a, func(m *Marks) *Stamp { return &m.Fenced })
 		w.nodePhase(w.nodes.edit(a.Grant.Node), NodeOwned, "")
 		w.enter(a, PhaseAttaching, "%s", w.proofText(a))
-		a.Grant.Attached = true
+		a.Grant.Attached, a.Grant.Began = true, w.now
 		w.order(Attach{Order: w.head(a), Spec: a.Spec, Way: a.Grant.Way}, a.Failover)
 
 	case PhaseAttaching:
+		if why := w.lostFrom(a); why != "" {
+			w.attemptFailed(a, why, false)
+			return
+		}
 		if !w.ready(a) {
 			w.contradicted(a, PhaseAttaching)
 			return
@@ -163,10 +188,7 @@ func (w *work) advance(a *AppState) {
 		w.probe(a)
 		if a.Grant.AttachEnd && a.Grant.Prepared && w.noPowerOff(a.Grant.Node) {
 			w.mark(a, func(m *Marks) *Stamp { return &m.Attached })
-			w.enter(a, PhaseStarting, "%s boots (%s)", a.Grant.Node, a.Grant.Way)
-			a.Grant.Booted = true
-			w.nodes.edit(a.Grant.Node).OffProof = nil
-			w.order(Boot{Order: w.head(a), Turn: w.nodes.get(a.Grant.Node).Turn, Way: a.Grant.Way, Image: a.Spec.Image}, a.Failover)
+			w.begins(a)
 		}
 
 	case PhaseStarting:
@@ -177,26 +199,62 @@ func (w *work) advance(a *AppState) {
 	}
 }
 
+// begins takes the grant's way as far as its last gate: a parked boot that is
+// claimed as it is, and a machine without an agent, wait for that; the others boot.
+func (w *work) begins(a *AppState) {
+	g, n := a.Grant, w.nodes.edit(a.Grant.Node)
+	switch {
+	case !g.Way.HasAgent():
+		w.enter(a, PhaseStarting, "%s is ready (%s)", g.Node, g.Way)
+	case g.Direct:
+		w.enter(a, PhaseStarting, "%s is in standby as boot %s (%s)", g.Node, g.From, g.Way)
+		g.Joined = w.now
+		w.mark(a, func(m *Marks) *Stamp { return &m.Joined })
+	default:
+		w.enter(a, PhaseStarting, "%s boots (%s)", g.Node, g.Way)
+		w.boots(a, n)
+	}
+}
+
+func (w *work) boots(a *AppState, n *NodeState) {
+	g := a.Grant
+	g.Booted, n.OffProof = true, nil
+	w.dropPark(n)
+	w.order(Boot{Order: w.head(a), Turn: n.Turn, Way: g.Way, Image: a.Spec.Image, BootID: g.From}, a.Failover)
+}
+
 // advanceStarting waits for the agent, and claims when nothing speaks against
 // it: this is the last gate before the application runs.
 func (w *work) advanceStarting(a *AppState) {
 	g := a.Grant
+	if why := w.lostFrom(a); why != "" {
+		w.attemptFailed(a, why, false)
+		return
+	}
 	if !w.ready(a) {
 		w.contradicted(a, PhaseStarting)
 		return
 	}
-	if g.BootID == "" {
+	if g.BootID == "" && g.Way.HasAgent() {
 		w.unblock(a, PhaseStarting)
 		w.probe(a)
-		n := w.node(g.Node)
+		n, limit := w.node(g.Node), a.Spec.Policy.BootDeadline.D()
+		if g.From != "" {
+			limit = min(limit, kexecDeadline)
+		}
 		switch {
-		case w.now.Sub(a.Since) >= a.Spec.Policy.BootDeadline.D():
-			w.attemptFailed(a, "did not join within "+a.Spec.Policy.BootDeadline.String(), true)
+		case w.now.Sub(a.Since) >= limit:
+			w.attemptFailed(a, "did not join within "+limit.String(), true)
 		case !g.BootDone.IsZero() && w.now.Sub(g.BootDone) > settleOff && n.Power == PowerIsOff && n.PowerAt.Sub(g.BootDone) > settleOff:
 			w.attemptFailed(a, "went off while it booted", true)
 		case !g.BootDone.IsZero():
 			w.readPower(a.Spec.Name, g.Node, bootReadEvery)
 		}
+		return
+	}
+	if g.Way == WayInstall && !g.Installed {
+		w.unblock(a, PhaseStarting)
+		w.install(a)
 		return
 	}
 	f := w.watched(a)
@@ -216,11 +274,48 @@ func (w *work) advanceStarting(a *AppState) {
 	if !w.silent(a) {
 		return
 	}
-	w.enter(a, PhaseOnlining, "claimed for boot %s", g.BootID)
-	p := a.Spec.Policy
-	g.Claimed, g.ClaimedAt, g.Lease, g.Bound = true, w.now, p.Lease, p.DropBound+p.Margin
-	w.order(Claim{Order: w.head(a), BootID: g.BootID, Spec: a.Spec, Way: g.Way}, a.Failover)
+	w.takes(a)
 	w.softApps.put(a.Spec.Name, &AppSoft{Epoch: g.Epoch, Since: w.now.At, Checks: map[string]*Check{}, Address: f.Address, AddressAt: f.AddressAt})
+}
+
+// takes is the step from which on the application may run on the node.
+func (w *work) takes(a *AppState) {
+	g, p, n := a.Grant, a.Spec.Policy, w.nodes.edit(a.Grant.Node)
+	g.Claimed, g.ClaimedAt = true, w.now
+	if !g.Way.HasAgent() { // nobody is claimed: what boots is the application
+		w.enter(a, PhaseOnlining, "%s boots (%s)", g.Node, g.Way)
+		w.boots(a, n)
+		return
+	}
+	w.enter(a, PhaseOnlining, "claimed for boot %s", g.BootID)
+	g.Lease, g.Longest, g.Bound = p.promised(), w.plannedLease(), p.DropBound+p.Margin
+	w.dropPark(n)
+	if g.Way.LeavesCopy() {
+		w.starts(a)
+	}
+	w.order(Claim{Order: w.head(a), BootID: g.BootID, Spec: a.Spec, Way: g.Way, Lease: g.lease(), Copy: g.Copy}, a.Failover)
+}
+
+// install has the image written to the node's disk before it is claimed. That the
+// disk holds it is known from here on.
+func (w *work) install(a *AppState) {
+	g, limit := a.Grant, a.Spec.Policy.InstallLimit.D()
+	ids := w.open(func(p *Pending) bool {
+		i, is := p.Action.(Install)
+		return is && !p.Withdrawn && i.App == a.Spec.Name && i.Epoch == g.Epoch
+	})
+	lost := w.lostBoot(g.Node, g.BootID, g.Joined, parkedLost)
+	switch {
+	case lost != "":
+		w.attemptFailed(a, "while the image was written: "+lost, true)
+	case len(ids) == 0:
+		w.writes(a)
+		w.order(Install{Order: w.head(a), BootID: g.BootID, Image: a.Spec.Image}, a.Failover)
+	case w.now.Sub(w.getPending(ids[0]).Ordered) >= limit:
+		w.attemptFailed(a, "the image was not written within "+limit.String(), true)
+	default:
+		w.readPower(a.Spec.Name, g.Node, bootReadEvery)
+	}
 }
 
 func (w *work) advanceOnlining(a *AppState) {
@@ -228,14 +323,19 @@ func (w *work) advanceOnlining(a *AppState) {
 		w.ready(a)
 		w.fence(a)
 	}
-	g, f, n := a.Grant, w.watched(a), w.node(a.Grant.Node)
+	g, f, n, limit := a.Grant, w.watched(a), w.node(a.Grant.Node), a.Spec.Policy.OnlineDeadline
+	if !g.Way.HasAgent() {
+		limit += a.Spec.Policy.BootDeadline
+	}
 	switch {
 	case f.Conclusive != "":
 		w.attemptFailed(a, f.Conclusive, true)
-	case n.Power == PowerIsOff && n.PowerAt.At > g.ClaimedAt.At && w.readOff(a, f, w.silence(a, f)):
+	case n.Power == PowerIsOff && n.PowerAt.At > g.ClaimedAt.At && w.settledOff(g, n) && w.readOff(a, f, w.silence(a, f)):
 		w.attemptFailed(a, "went off while the application started", true)
-	case w.now.Sub(a.Since) >= a.Spec.Policy.OnlineDeadline.D():
-		w.attemptFailed(a, "its own check did not pass within "+a.Spec.Policy.OnlineDeadline.String(), true)
+	case g.Direct && f.Heartbeat.IsZero() && w.unheard(g) >= claimSilence:
+		w.attemptFailed(a, "its parked boot was claimed and is not heard any more", true)
+	case w.now.Sub(a.Since) >= limit.D():
+		w.attemptFailed(a, "its own check did not pass within "+limit.String(), true)
 	case w.healthy(a) && !w.claiming(a):
 		w.running(a, OutcomeRunning)
 	default:
@@ -243,6 +343,21 @@ func (w *work) advanceOnlining(a *AppState) {
 			w.readPower(a.Spec.Name, g.Node, readEvery)
 		}
 	}
+}
+
+// settledOff says whether a reading of off is not one of the time before the
+// power-on of a machine that was claimed with it.
+func (w *work) settledOff(g *Grant, n NodeSoft) bool {
+	return g.Way.HasAgent() || !g.BootDone.IsZero() && n.PowerAt.Sub(g.BootDone) > settleOff
+}
+
+// unheard is the time since the boot of a claimed grant was heard, whatever it said.
+func (w *work) unheard(g *Grant) time.Duration {
+	at, n := max(g.ClaimedAt.At, w.s.Soft.RestartedAt), w.node(g.Node)
+	if n.HeardBoot == g.BootID {
+		at = max(at, n.Heard.At)
+	}
+	return w.now.At.Sub(at)
 }
 
 // advanceDown looks for a way up: the application may heal where it is, a guard
@@ -285,6 +400,10 @@ func (w *work) advanceReleasing(a *AppState) {
 // running ends a failover: the application's own check passed.
 func (w *work) running(a *AppState, o Outcome) {
 	w.enter(a, PhaseRunning, "on %s", a.Grant.Node)
+	if o == OutcomeRunning {
+		w.measure(a)
+	}
+	a.Grant.Began = Stamp{}
 	f := w.soft(a)
 	maps.DeleteFunc(f.Checks, func(_ string, c *Check) bool { return !c.OK }) // of the time before it ran
 	for _, g := range a.Old {
@@ -316,134 +435,6 @@ func (w *work) advanceNode(name string) {
 	case NodeIdle, NodeQuarantined, NodeMaintenance:
 		if n.Removing && !w.needed(name) {
 			w.forget(name)
-		}
-	}
-}
-
-// current gives the application for changing its soft state, when the word is
-// about its live grant.
-func (w *work) current(app, node, boot string, e Epoch) *AppState {
-	a := w.apps.get(app)
-	if a == nil || a.Grant == nil || a.Grant.Node != node || a.Grant.Epoch != e || a.Grant.BootID != boot || boot == "" {
-		return nil
-	}
-	w.touch(app)
-	return a
-}
-
-func (w *work) reported(e AgentReport) {
-	a := w.current(e.App, e.Node, e.BootID, e.Epoch)
-	if a == nil {
-		return
-	}
-	f := w.soft(a)
-	what := e.Resource
-	if what == "" {
-		what = "the service group"
-	}
-	switch e.State {
-	case ResourceOnline:
-		if w.r.failuresStay {
-			return
-		}
-		if delete(f.Failing, e.Resource); e.Resource == "" {
-			f.Failing = nil
-		}
-		if len(f.Failing) == 0 && !f.Restarting.IsZero() {
-			f.restarted()
-		}
-		return
-	case ResourceRestart:
-		if f.Restarting.IsZero() {
-			f.Restarting = w.now
-		}
-	case ResourceFailed:
-		if f.Restarting.IsZero() {
-			f.Restarting = w.now
-		}
-		if f.Failing == nil {
-			f.Failing = map[string]string{}
-		}
-		f.Failing[e.Resource] = what + " failed: " + e.Why
-		if e.Exhausted {
-			f.Conclusive = what + " failed and its local restarts are spent: " + e.Why
-		}
-	}
-	w.say(a, e.Node, "agent: %s %s: %s", what, e.State, e.Why)
-}
-
-func (w *work) session(e StorageSession) {
-	a := w.apps.get(e.App)
-	if a == nil {
-		return
-	}
-	if a.Grant != nil && a.Grant.Epoch == e.Epoch {
-		f := w.soft(a)
-		f.SessionOpen = e.Open
-		if !e.Open {
-			f.SessionEnd = w.now
-		}
-		w.touch(e.App)
-		return
-	}
-	if e.Open && e.Epoch < a.Revoked { // the target let a revoked epoch in
-		a = w.apps.edit(e.App)
-		a.Revoked = 0
-		w.voidAll(a, "a session of epoch "+itoa(e.Epoch)+" is open", EvidenceStorage, EvidenceRelease)
-		w.touch(e.App)
-	}
-}
-
-// answered takes the word that somebody has the service address.
-func (w *work) answered(app, by string) {
-	a := w.apps.get(app)
-	if a == nil || a.Grant == nil || a.Grant.Claimed {
-		return
-	}
-	f := w.soft(a)
-	f.Address, f.AddressAt = AddressProbe{By: by}, w.now
-	w.voidAll(w.apps.edit(app), "the service address answers at "+by, EvidencePower, EvidencePerson, EvidenceStorage, EvidenceRelease)
-	w.touch(app)
-}
-
-func (w *work) selfHealth(e SelfHealth) {
-	f := &w.s.Soft
-	if f.Isolated == e.Isolated {
-		return
-	}
-	f.Isolated, f.IsolatedWhy = e.Isolated, e.Why
-	if e.Isolated {
-		w.say(nil, "", "the appliance is cut off: %s: it observes only", e.Why)
-	} else {
-		w.say(nil, "", "the appliance is connected again")
-		w.quiet()
-	}
-	w.all = true
-}
-
-// quiet begins a time in which only conclusive proofs count, and forgets the
-// samples that were gathered by a blind appliance.
-func (w *work) quiet() {
-	w.s.Soft.QuietUntil = w.now.At.Add(w.s.Durable.Site.WithDefaults().Grace.D())
-	for _, k := range w.apps.keys() {
-		a := w.apps.get(k)
-		if live(a) {
-			f := w.soft(a)
-			f.Checks, f.Suspected = map[string]*Check{}, Stamp{}
-			if !f.Heartbeat.IsZero() {
-				f.Heartbeat = w.now
-			}
-		}
-	}
-}
-
-// readIdle has the BMCs of nodes that carry nothing read now and then, so that
-// placement knows which answer.
-func (w *work) readIdle() {
-	every := w.s.Durable.Site.WithDefaults().PowerEvery.D()
-	for _, k := range w.nodes.keys() {
-		if p := w.nodes.get(k).Phase; p != NodeOwned && p != NodeMaintenance {
-			w.readPower("", k, every)
 		}
 	}
 }

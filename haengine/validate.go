@@ -29,6 +29,7 @@ const (
 	DefaultFailoverWindow = Duration(time.Hour)
 	DefaultMaxAttempts    = 4
 	DefaultRetryAfter     = Duration(2 * time.Minute)
+	DefaultInstallLimit   = Duration(time.Hour)
 )
 
 // WithDefaults fills in what the operator left out.
@@ -36,7 +37,17 @@ func (p Policy) WithDefaults() Policy {
 	if len(p.Evidence) == 0 {
 		p.Evidence = []EvidenceKind{EvidencePower, EvidenceStorage}
 	}
-	fill(&p.Lease, DefaultLease)
+	order := OrderMeasured
+	if len(p.Ways) > 0 {
+		order = OrderListed
+	}
+	fill(&p.WayOrder, order)
+	fill(&p.InstallLimit, DefaultInstallLimit)
+	lease := DefaultLease
+	if p.TolerateOutage > 0 {
+		lease += p.TolerateOutage
+	}
+	fill(&p.Lease, lease)
 	fill(&p.DropBound, DefaultDropBound)
 	fill(&p.Margin, DefaultMargin)
 	fill(&p.FenceDeadline, DefaultFenceDeadline)
@@ -153,8 +164,33 @@ func checkName(where, name string) error {
 	return invalid(where, "name", fmt.Sprintf("%q is not a name", name), "use 1 to 63 of a-z, 0-9 and -, not at the ends")
 }
 
-// Validate says what is wrong with a pool.
-func (p Pool) Validate() error { return checkName("pool "+p.Name, p.Name) }
+// Validate says what is wrong with a pool. Whether the applications and the image
+// of its standby exist is for the appliance to say.
+func (p Pool) Validate() error {
+	where := "pool " + p.Name
+	if err := checkName(where, p.Name); err != nil || p.Standby == nil {
+		return err
+	}
+	s := *p.Standby
+	where += " standby"
+	switch {
+	case s.Nodes < 0 || s.PowerBudget < 0 || s.AtOnce < 0:
+		return invalid(where, "nodes, powerBudget or atOnce", "it is negative", "give 0 for none")
+	case s.PowerBudget > 0 && s.Nodes > s.PowerBudget:
+		return invalid(where, "nodes", fmt.Sprintf("%d nodes in standby are more than the %d that may be on", s.Nodes, s.PowerBudget), "raise powerBudget or lower nodes")
+	}
+	seen := map[string]bool{}
+	for _, a := range s.For {
+		if err := checkName(where+" for", a); err != nil {
+			return err
+		}
+		if seen[a] {
+			return invalid(where, "for", fmt.Sprintf("%q is named twice", a), "name each application once, the likeliest first")
+		}
+		seen[a] = true
+	}
+	return nil
+}
 
 // Validate says what is wrong with a node; call it after WithDefaults.
 func (n Node) Validate() error {
@@ -352,7 +388,7 @@ func (p Policy) validate(where string) error {
 	for name, d := range map[string]Duration{
 		"lease": p.Lease, "dropBound": p.DropBound, "margin": p.Margin, "fenceDeadline": p.FenceDeadline,
 		"bootDeadline": p.BootDeadline, "onlineDeadline": p.OnlineDeadline, "failoverWindow": p.FailoverWindow, "retryAfter": p.RetryAfter,
-		"restartTime": p.RestartTime,
+		"restartTime": p.RestartTime, "installLimit": p.InstallLimit,
 	} {
 		if d <= 0 {
 			return invalid(where, name, "it is not positive", "leave it out for the default")
@@ -361,6 +397,12 @@ func (p Policy) validate(where string) error {
 	if p.Lease < Duration(3*time.Second) {
 		return invalid(where, "lease", "it is below 3s, and heartbeats come every second", "give at least 3s")
 	}
+	if err := p.validateOutage(where); err != nil {
+		return err
+	}
+	if err := p.validateWays(where); err != nil {
+		return err
+	}
 	if p.MaxFailovers < 1 || p.MaxAttempts < 1 {
 		return invalid(where, "maxFailovers or maxAttempts", "it is below 1", "leave it out for the default; freeze the application to forbid failovers")
 	}
@@ -368,6 +410,39 @@ func (p Policy) validate(where string) error {
 	case PreviousReturn, PreviousKeep, PreviousQuarantine:
 	default:
 		return invalid(where, "previous", fmt.Sprintf("%q is unknown", p.Previous), "use return, keep or quarantine")
+	}
+	return nil
+}
+
+// validateOutage checks that an agent does not give its application up before the
+// outage is over that the policy tolerates.
+func (p Policy) validateOutage(where string) error {
+	switch {
+	case p.TolerateOutage < 0:
+		return invalid(where, "tolerateOutage", "it is negative", "leave it out for none")
+	case p.SelfFences() && p.TolerateOutage > 0 && p.Lease <= p.TolerateOutage:
+		return invalid(where, "lease", fmt.Sprintf("the agent gives the application up %s after the appliance fell silent, and an outage of %s is to be tolerated", p.Lease, p.TolerateOutage),
+			"give a lease longer than tolerateOutage, or leave it out")
+	}
+	return nil
+}
+
+func (p Policy) validateWays(where string) error {
+	seen := map[Way]bool{}
+	for _, way := range p.Ways {
+		switch {
+		case !slices.Contains(Ways(), way):
+			return invalid(where, "ways", fmt.Sprintf("%q is not a way", way), fmt.Sprintf("use some of %v", Ways()))
+		case seen[way]:
+			return invalid(where, "ways", fmt.Sprintf("%q is listed twice", way), "list each way once")
+		}
+		seen[way] = true
+	}
+	switch {
+	case p.WayOrder != OrderMeasured && p.WayOrder != OrderListed:
+		return invalid(where, "wayOrder", fmt.Sprintf("%q is unknown", p.WayOrder), "use measured or listed")
+	case p.WayOrder == OrderListed && len(p.Ways) == 0:
+		return invalid(where, "wayOrder", "no ways are listed", "list them under ways, the first choice first")
 	}
 	return nil
 }

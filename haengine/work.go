@@ -24,6 +24,8 @@ type work struct {
 	failovers table[FailoverID, Failover]
 	freezes   table[string, Freeze]
 	pending   table[ActionID, Pending]
+	images    table[string, ImageFacts]
+	times     table[string, Measured]
 	softApps  table[string, AppSoft]
 	softNodes table[string, NodeSoft]
 	softPend  table[ActionID, Pending]
@@ -31,6 +33,7 @@ type work struct {
 	meta      bool // site, floors, incidents, counters or fences changed
 	ownLeases bool
 	all       bool // every application and node is looked at
+	ticked    bool // time passed: standby is looked at
 	touched   map[string]bool
 	out       []Action
 }
@@ -39,7 +42,9 @@ func (r Rules) begin(s State, now Stamp) *work {
 	w := &work{r: r, now: now, s: s, touched: map[string]bool{}}
 	w.s.Soft.Now, w.s.Soft.Said, w.s.delta = now, nil, Delta{}
 	d, f := &w.s.Durable, &w.s.Soft
-	w.nodes = table[string, NodeState]{m: &d.Nodes}
+	w.nodes = table[string, NodeState]{m: &d.Nodes, clone: cloneNode}
+	w.images = table[string, ImageFacts]{m: &d.Images}
+	w.times = table[string, Measured]{m: &d.Times}
 	w.pools = table[string, Pool]{m: &d.Pools}
 	w.apps = table[string, AppState]{m: &d.Apps, clone: cloneApp}
 	w.failovers = table[FailoverID, Failover]{m: &d.Failovers, clone: cloneFailover}
@@ -57,11 +62,12 @@ func (w *work) finish() (State, []Action) {
 	d := Delta{
 		Nodes: w.nodes.settle(), Pools: w.pools.settle(), Apps: w.apps.settle(),
 		Failovers: w.failovers.settle(), Freezes: w.freezes.settle(), Pending: w.pending.settle(),
+		Images: w.images.settle(), Times: w.times.settle(),
 		Entries: w.s.Soft.Said,
 	}
 	if w.meta {
 		m := w.s.Durable
-		d.Meta = &Meta{m.Version, m.Site, m.Floors, m.Incidents, m.NextAction, m.NextFailover, m.Fences}
+		d.Meta = &Meta{m.Version, m.Site, m.Floors, m.Incidents, m.NextAction, m.NextFailover, m.Fences, m.Planned}
 	}
 	w.s.delta = d
 	return w.s, w.out
@@ -154,6 +160,16 @@ func cloneGrant(g Grant) Grant {
 		g.Exclusion = &x
 	}
 	return g
+}
+
+// cloneNode copies what is changed in place; facts and copies are replaced as a
+// whole.
+func cloneNode(n NodeState) NodeState {
+	if n.Park != nil {
+		p := *n.Park
+		n.Park = &p
+	}
+	return n
 }
 
 func cloneFailover(f Failover) Failover {

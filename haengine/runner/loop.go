@@ -19,6 +19,7 @@ type Options struct {
 	Booter   Booter
 	Volumes  Volumes
 	Agents   Agents
+	Preparer Preparer
 	Prober   Prober
 	Notifier Notifier
 
@@ -38,6 +39,8 @@ func deadlines() map[string]time.Duration {
 		haengine.Boot{}.Kind(): 90 * time.Second, haengine.Claim{}.Kind(): 3 * time.Minute,
 		haengine.Release{}.Kind(): 90 * time.Second, haengine.ProbeAddress{}.Kind(): 10 * time.Second,
 		haengine.ReturnNode{}.Kind(): 2 * time.Minute, haengine.CancelBoot{}.Kind(): 30 * time.Second,
+		haengine.ParkNode{}.Kind(): 90 * time.Second, haengine.Install{}.Kind(): 24 * time.Hour, // the policy's limit ends it
+		haengine.Preload{}.Kind(): 2 * time.Minute, haengine.DisableCopies{}.Kind(): 5 * time.Minute,
 		haengine.DeleteRoot{}.Kind(): time.Minute, haengine.Notify{}.Kind(): time.Minute,
 	}
 }
@@ -60,9 +63,9 @@ func (o Options) withDefaults() Options {
 func (o Options) validate() error {
 	missing := map[string]bool{
 		"Journal": o.Journal == nil, "Power": o.Power == nil, "Booter": o.Booter == nil, "Volumes": o.Volumes == nil,
-		"Agents": o.Agents == nil, "Prober": o.Prober == nil, "Notifier": o.Notifier == nil,
+		"Agents": o.Agents == nil, "Preparer": o.Preparer == nil, "Prober": o.Prober == nil, "Notifier": o.Notifier == nil,
 	}
-	for _, k := range []string{"Journal", "Power", "Booter", "Volumes", "Agents", "Prober", "Notifier"} {
+	for _, k := range []string{"Journal", "Power", "Booter", "Volumes", "Agents", "Preparer", "Prober", "Notifier"} {
 		if missing[k] {
 			return fmt.Errorf("runner: option %s is missing", k)
 		}

@@ -33,6 +33,17 @@ func (r *Runner) perform(ctx context.Context, a haengine.Action) haengine.Event 
 		err = r.opt.Volumes.Attach(ctx, a)
 	case haengine.Boot:
 		err = r.opt.Booter.Boot(ctx, a)
+	case haengine.ParkNode:
+		err = r.opt.Booter.Park(ctx, a)
+	case haengine.Install:
+		var c haengine.LocalCopy
+		if c, err = r.opt.Preparer.Install(ctx, a); err == nil {
+			done.Copy = &c
+		}
+	case haengine.Preload:
+		err = r.opt.Preparer.Preload(ctx, a)
+	case haengine.DisableCopies:
+		err = r.opt.Preparer.DisableCopies(ctx, a)
 	case haengine.Claim:
 		err = r.opt.Agents.Claim(ctx, a)
 	case haengine.Release:

@@ -28,12 +28,14 @@ type Power interface {
 }
 
 // Booter starts nodes and takes them back. Boot leaves a node alone that has
-// joined for the same epoch already; Return removes the node's assignments when
-// its BMC queue is drained.
+// joined for the same epoch already; with a BootID it powers nothing on, but has
+// that parked boot execute the image's kernel. Park boots a node into standby.
+// Return removes the node's assignments when its BMC queue is drained.
 type Booter interface {
 	Boot(ctx context.Context, b haengine.Boot) error
 	CancelBoot(ctx context.Context, c haengine.CancelBoot) error
 	Return(ctx context.Context, r haengine.ReturnNode) error
+	Park(ctx context.Context, p haengine.ParkNode) error
 }
 
 // Volumes exports and revokes an application's volumes.
@@ -43,10 +45,19 @@ type Volumes interface {
 	DeleteRoot(ctx context.Context, d haengine.DeleteRoot) error
 }
 
-// Agents gives orders to the agents. Both return when the agent answered.
+// Agents gives orders to the agents. Both return when the agent answered; an agent
+// of another boot than the order's refuses (not transient).
 type Agents interface {
 	Claim(ctx context.Context, c haengine.Claim) error
 	Release(ctx context.Context, r haengine.Release) error
+}
+
+// Preparer gives orders to nodes that carry nothing yet: none of them starts an
+// application. An agent of another boot than the order's refuses.
+type Preparer interface {
+	Install(ctx context.Context, i haengine.Install) (haengine.LocalCopy, error)
+	Preload(ctx context.Context, p haengine.Preload) error
+	DisableCopies(ctx context.Context, d haengine.DisableCopies) error
 }
 
 // Prober asks whether a service address is silent; who (a MAC) when it is not.

@@ -147,6 +147,22 @@ func (p *plant) Release(ctx context.Context, a haengine.Release) error {
 	return p.begin(ctx, a.Kind(), a.Order)
 }
 
+func (p *plant) Park(ctx context.Context, a haengine.ParkNode) error {
+	return p.begin(ctx, a.Kind(), a.Order)
+}
+
+func (p *plant) Install(ctx context.Context, a haengine.Install) (haengine.LocalCopy, error) {
+	return haengine.LocalCopy{Disk: "wwn-1"}, p.begin(ctx, a.Kind(), a.Order)
+}
+
+func (p *plant) Preload(ctx context.Context, a haengine.Preload) error {
+	return p.begin(ctx, a.Kind(), a.Order)
+}
+
+func (p *plant) DisableCopies(ctx context.Context, a haengine.DisableCopies) error {
+	return p.begin(ctx, a.Kind(), a.Order)
+}
+
 func (p *plant) AddressSilent(ctx context.Context, _ string, _ netip.Prefix) (bool, string, error) {
 	return true, "", p.begin(ctx, "probe-address", haengine.Order{})
 }
@@ -162,7 +178,7 @@ func (p *plant) Notify(_ context.Context, n haengine.Notice) error {
 func (p *plant) run(t *testing.T) (*runner.Runner, func()) {
 	t.Helper()
 	r, err := runner.New(t.Context(), runner.Options{
-		Journal: &p.journal, Power: p, Booter: p, Volumes: p, Agents: p, Prober: p, Notifier: p, Clock: runner.NewClock(10 * time.Millisecond),
+		Journal: &p.journal, Power: p, Booter: p, Volumes: p, Agents: p, Preparer: p, Prober: p, Notifier: p, Clock: runner.NewClock(10 * time.Millisecond),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -319,7 +335,7 @@ func TestWithdrawnActionIsCancelled(t *testing.T) {
 func TestJournalFailureStopsEverything(t *testing.T) {
 	p := &plant{}
 	r, err := runner.New(t.Context(), runner.Options{
-		Journal: &p.journal, Power: p, Booter: p, Volumes: p, Agents: p, Prober: p, Notifier: p, Clock: runner.NewClock(time.Hour),
+		Journal: &p.journal, Power: p, Booter: p, Volumes: p, Agents: p, Preparer: p, Prober: p, Notifier: p, Clock: runner.NewClock(time.Hour),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -197,10 +197,10 @@ func (s *Store) openState(path string) error {
 	if s.wal.seq < at {
 		return errors.Join(damaged(path, s.wal.size, fmt.Errorf("the log ends at record %d, the database has %d", s.wal.seq, at)), s.wal.f.Close())
 	}
-	if s.durable.Version != 0 && s.durable.Version != haengine.StateVersion {
+	if !haengine.Readable(s.durable.Version) {
 		return errors.Join(&hotspare.Error{
 			Code: hotspare.CodeStoreFormat, What: fmt.Sprintf("the engine's state is of version %d", s.durable.Version), Where: path,
-			Fix: fmt.Sprintf("use the version of hotspare that wrote it; this one reads version %d", haengine.StateVersion),
+			Fix: fmt.Sprintf("use the version of hotspare that wrote it; this one reads up to version %d", haengine.StateVersion),
 		}, s.wal.f.Close())
 	}
 	if behind > 0 {

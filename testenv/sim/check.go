@@ -52,7 +52,7 @@ func (s *Sim) checkOneRunner(a *app) {
 		if !n.powered || n.frozen || i == nil || i.key.app != a.spec.Name || !i.up {
 			continue
 		}
-		writes := s.w.admitted(n, i) && !n.cut
+		writes := (i.local() || s.w.admitted(n, i)) && !n.cut
 		answers := i.addr && !n.cut
 		if writes || answers {
 			can = append(can, fmt.Sprintf("%s epoch %d", n.name, i.key.epoch))
@@ -75,11 +75,20 @@ func (s *Sim) checkStep(before, st haengine.State, e haengine.Event, actions []h
 	for _, a := range actions {
 		s.checkFreeze(st, a)
 		s.checkFence(st, a)
-		if c, is := a.(haengine.Claim); is {
-			s.checkEvidence(st, c)
+		switch a := a.(type) {
+		case haengine.Claim:
+			s.checkEvidence(st, a)
+			s.checkParkedClaim(before, st, a)
+		case haengine.Boot:
+			if !a.Way.HasAgent() { // it starts the application by itself
+				s.checkEvidence(st, haengine.Claim{Order: a.Order})
+			}
+		case haengine.Attach:
+			s.checkAttach(st, a)
 		}
 	}
 	s.checkOwners(st)
+	s.checkParked(st)
 }
 
 func (s *Sim) checkApp(old, a *haengine.AppState, st haengine.State) {
@@ -111,6 +120,7 @@ func (s *Sim) checkApp(old, a *haengine.AppState, st haengine.State) {
 		x := a.Old[i].Exclusion
 		if x.Proof != nil && (i >= len(old.Old) || old.Old[i].Exclusion == nil || old.Old[i].Exclusion.Proof == nil) {
 			s.counts["evidence "+string(x.Proof.Kind)]++
+			s.checkProof(name, &a.Old[i])
 		}
 		if i < len(old.Old) && len(x.Void) > len(old.Old[i].Exclusion.Void) {
 			s.counts["evidence void"]++
@@ -260,6 +270,9 @@ func (s *Sim) settled() bool {
 		if n := s.w.node(x.Grant.Node); n == nil || !n.serves(a.spec.Name) {
 			return false
 		}
+	}
+	if !s.w.parkedAsAsked(st) {
+		return false
 	}
 	return !slices.ContainsFunc(s.w.nodes, func(n *node) bool {
 		x := st.Durable.Nodes[n.name]

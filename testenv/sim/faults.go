@@ -229,6 +229,87 @@ func faults() []fault {
 			s.submit(haengine.FreezeSet{Scope: scope, By: "ann", Reason: "maintenance"})
 			return func() { s.submit(haengine.FreezeLifted{Scope: scope, By: "ann"}) }
 		}},
+		{"parked node loses power", func(s *Sim) func() {
+			if n := s.parked(); n != nil {
+				return s.cutPower(n)
+			}
+			return nil
+		}},
+		{"parked node reboots", func(s *Sim) func() {
+			if n := s.parked(); n != nil {
+				s.w.reboot(n)
+			}
+			return nil
+		}},
+		{"parked node hangs", func(s *Sim) func() {
+			if n := s.parked(); n != nil {
+				n.frozen = true
+			}
+			return nil
+		}},
+		{"parked node does not come up from kexec, owner loses power", func(s *Sim) func() {
+			n := s.parked()
+			if n == nil {
+				return nil
+			}
+			n.noBoot = true
+			heal := s.cutPower(s.owner())
+			return func() { n.noBoot = false; heal() }
+		}},
+		{"everything on its way is late", func(s *Sim) func() {
+			for _, n := range s.w.nodes {
+				n.late = s.between(20*time.Second, 200*time.Second)
+			}
+			heal := s.cutPower(s.owner())
+			return func() {
+				for _, n := range s.w.nodes {
+					n.late = 0
+				}
+				heal()
+			}
+		}},
+		{"one node is late", func(s *Sim) func() {
+			n := s.any()
+			n.late = s.between(20*time.Second, 200*time.Second)
+			return func() { n.late = 0 }
+		}},
+		{"kernels are locked down", func(s *Sim) func() {
+			for _, n := range s.w.nodes {
+				n.noKexec = true
+			}
+			return func() {
+				for _, n := range s.w.nodes {
+					n.noKexec = false
+				}
+			}
+		}},
+		{"planned restart", func(s *Sim) func() {
+			if s.up() {
+				s.submit(haengine.PlannedRestart{For: dur(30 * time.Second), By: "ann"})
+				s.after(s.between(time.Second, 4*time.Second), func() {
+					if s.up() {
+						s.crash()
+						s.after(s.between(time.Second, 25*time.Second), s.start)
+					}
+				})
+			}
+			return nil
+		}},
+		{"switchover in another way", func(s *Sim) func() {
+			e := haengine.FailoverRequested{App: s.pickApp().spec.Name, By: "bob", Way: haengine.Ways()[s.rng.IntN(7)]}
+			if s.up() && haengine.Refuse(s.machine.State(), e) == nil {
+				s.submit(e)
+				s.counts["switchover "+string(e.Way)]++
+			}
+			return nil
+		}},
+		{"standby policy changes", func(s *Sim) func() {
+			if s.up() && s.w.facts {
+				s.w.standby.Nodes = s.rng.IntN(3)
+				s.submit(haengine.PoolApplied{Pool: s.w.pool()})
+			}
+			return nil
+		}},
 		{"revocations fail", func(s *Sim) func() { s.w.noRevoke = true; return func() { s.w.noRevoke = false } }},
 		{"revocations fail for long", func(s *Sim) func() {
 			s.w.noRevoke = true // until everything is mended
@@ -278,6 +359,20 @@ func (s *Sim) owner() *node {
 		return s.any()
 	}
 	return own[s.rng.IntN(len(own))]
+}
+
+// parked picks a node in standby, or gives nil.
+func (s *Sim) parked() *node {
+	var all []*node
+	for _, n := range s.w.nodes {
+		if n.mode == "standby" {
+			all = append(all, n)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all[s.rng.IntN(len(all))]
 }
 
 func (s *Sim) any() *node    { return s.w.nodes[s.rng.IntN(len(s.w.nodes))] }

@@ -67,7 +67,19 @@ func (w *world) act(a haengine.Action, answer func(haengine.Event), fail func(st
 	case haengine.PowerOff:
 		w.powerOff(w.node(h.Node), done, answer, fail)
 	case haengine.Boot:
-		w.powerOn(w.node(h.Node), grantKey{h.App, h.Epoch}, done, answer, fail)
+		if a.BootID != "" {
+			w.kexec(w.node(h.Node), a, done, answer, fail)
+			return
+		}
+		w.powerOn(w.node(h.Node), answerOf(a), done, answer, fail)
+	case haengine.ParkNode:
+		w.powerOn(w.node(h.Node), answerPark(w, a), done, answer, fail)
+	case haengine.Install:
+		w.install(w.node(h.Node), a, done, answer, fail)
+	case haengine.Preload:
+		w.preload(w.node(h.Node), a, done, answer, fail)
+	case haengine.DisableCopies:
+		w.disable(w.node(h.Node), a, done, answer, fail)
 	case haengine.Revoke:
 		if w.noRevoke {
 			fail("no space left on device", hotspare.CodeDiskFull, false)
@@ -102,13 +114,19 @@ func (w *world) act(a haengine.Action, answer func(haengine.Event), fail func(st
 		delete(w.answers, h.Node)
 		answer(done)
 	case haengine.CancelBoot:
-		if w.answers[h.Node] == (grantKey{h.App, h.Epoch}) {
+		if w.answers[h.Node].key == (grantKey{h.App, h.Epoch}) {
 			delete(w.answers, h.Node)
 		}
 		answer(done)
 	default:
 		answer(done)
 	}
+}
+
+// become is the agent's acceptance of a claim.
+func (w *world) become(n *node, c haengine.Claim) {
+	n.mode, n.seen = "running", c.Epoch
+	n.inst = &instance{key: grantKey{c.App, c.Epoch}, way: c.Way}
 }
 
 // sessions counts the instances below an epoch that have the data volumes open.
@@ -188,15 +206,15 @@ func (w *world) lied(n *node) {
 // hear that node: no engine can see through that, so S1 is not held against it.
 func (w *world) unheard() {
 	for _, n := range w.nodes {
-		if i := n.inst; n.believed && n.powered && i != nil && w.s.up() && (!w.reaches(n) || n.noHB) {
+		if i := n.inst; n.believed && n.powered && i != nil && w.s.up() && (!w.reaches(n) || n.noHB || !n.speaks()) {
 			w.app(i.key.app).lied = true
 		}
 	}
 }
 
-func (w *world) powerOn(n *node, key grantKey, done haengine.Done, answer func(haengine.Event), fail func(string, hotspare.Code, bool)) {
-	if n.powered && n.token == key && n.mode != "booting" && n.mode != "" {
-		answer(done) // it joined for this epoch already
+func (w *world) powerOn(n *node, x answer, done haengine.Done, answer func(haengine.Event), fail func(string, hotspare.Code, bool)) {
+	if key := x.key; n.powered && (key.app != "" && n.token == key || x.turn != 0 && n.turn == x.turn) && n.mode != "booting" && n.mode != "" {
+		answer(done) // it joined for this epoch, or is in standby by this order, already
 		return
 	}
 	switch {
@@ -207,11 +225,11 @@ func (w *world) powerOn(n *node, key grantKey, done haengine.Done, answer func(h
 		fail("refused", hotspare.CodeBMCRefused, false)
 		return
 	}
-	if i := n.inst; n.powered && i != nil && !n.bmcLies && !w.app(i.key.app).lied {
-		w.s.violate("S12", "%s is booted for %s while it runs %s", n.name, key.app, i.key.app)
+	if i := n.inst; n.powered && i != nil && !n.bmcLies && !n.believed && !w.app(i.key.app).lied {
+		w.s.violate("S12", "%s is booted for %s while it runs %s", n.name, x.key.app, i.key.app)
 		return
 	}
-	w.answers[n.name] = key
+	w.answers[n.name] = x
 	n.onAt = w.s.now + n.bmcLag
 	w.s.after(n.bmcLag, func() { w.setPower(n, true) })
 	w.s.after(500*time.Millisecond, func() { answer(done) })
@@ -222,9 +240,14 @@ func (w *world) claim(n *node, c haengine.Claim, done haengine.Done, answer func
 	case !w.reaches(n) || n.noHB:
 		fail("not connected", "", true)
 		return
-	case n.boot != c.BootID || c.Epoch < n.seen || n.mode != "parked" && n.mode != "running":
+	case n.boot != c.BootID || c.Epoch < n.seen || n.mode != "parked" && n.mode != "running" && n.mode != "standby":
 		fail("other boot or epoch", hotspare.CodeJoinRefused, false)
 		return
+	case n.mode == "standby" && n.kernel != w.kernelOf(c.Spec.Image):
+		fail("other kernel", hotspare.CodeInvalid, false)
+		return
+	case n.mode == "parked" && n.token != grantKey{c.App, c.Epoch} && n.released.app == "":
+		w.s.violate("S2", "%s epoch %d is claimed on a boot that came for %s epoch %d", c.App, c.Epoch, n.token.app, n.token.epoch)
 	}
 	a := w.app(c.App)
 	if c.Epoch < a.claims {
@@ -232,9 +255,13 @@ func (w *world) claim(n *node, c haengine.Claim, done haengine.Done, answer func
 	}
 	a.claims = c.Epoch
 	w.s.counts["claim"]++
+	w.s.counts["claim "+string(c.Way)]++
+	if n.late > 0 && n.inst == nil {
+		w.lateClaim(n, c, fail)
+		return
+	}
 	if n.inst == nil {
-		n.mode, n.seen = "running", c.Epoch
-		n.inst = &instance{key: grantKey{c.App, c.Epoch}}
+		w.become(n, c)
 	} else if n.inst.key != (grantKey{c.App, c.Epoch}) {
 		w.s.violate("S12", "%s is claimed for %s while it runs %s", n.name, c.App, n.inst.key.app)
 	}

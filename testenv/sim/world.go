@@ -3,7 +3,6 @@ package sim
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"hotspare/haengine"
@@ -14,7 +13,9 @@ type world struct {
 	s       *Sim
 	nodes   []*node
 	apps    []*app
-	answers map[string]grantKey // boot answers by node, kept by the appliance's disk
+	answers map[string]answer // boot answers by node, kept by the appliance's disk
+	standby haengine.Standby  // the pool's policy
+	facts   bool              // the appliance tells what it knows about images
 
 	isolated          bool          // the appliance has no network
 	crashBeforeActing int           // at the n-th step with actions: die after the journal, before the first effect
@@ -32,6 +33,15 @@ type world struct {
 type grantKey struct {
 	app   string
 	epoch haengine.Epoch
+}
+
+// answer is what a node that boots from the network is given: the start of a grant
+// in a way, or standby (turn is not 0) on a kernel.
+type answer struct {
+	key    grantKey
+	way    haengine.Way
+	turn   haengine.Turn
+	kernel string
 }
 
 // node is a machine, its BMC and what runs on it.
@@ -65,11 +75,19 @@ type node struct {
 	inst     *instance
 	believed bool // its BMC lied that it is off, and was believed
 	missed   bool // it was cut off since it was last heard
+
+	turn    haengine.Turn // of the order that its present boot is in standby by
+	kernel  string        // that it is in standby on
+	noKexec bool          // its kernel executes no other
+	late    time.Duration // claims that are sent to it, and boots that have fetched their answers, take this much longer
+	copies  []haengine.LocalCopy
+	loaded  []string // images that its boot has preloaded
 }
 
 // instance is an application on a node.
 type instance struct {
 	key      grantKey
+	way      haengine.Way
 	acked    bool
 	leaseEnd time.Duration
 	up       bool // the service runs
@@ -96,7 +114,7 @@ type app struct {
 }
 
 func (w *world) init(s *Sim) {
-	w.s, w.answers = s, map[string]grantKey{}
+	w.s, w.answers = s, map[string]answer{}
 	w.linkFixed, w.probeAt, w.hbAt = -time.Hour, map[string]time.Duration{}, map[string]time.Duration{}
 	for i := range s.cfg.Nodes {
 		w.nodes = append(w.nodes, &node{name: fmt.Sprintf("n%d", i+1), bmcLag: 0})
@@ -127,7 +145,7 @@ func dur(d time.Duration) haengine.Duration { return haengine.Duration(d) }
 
 func nodeSpec(n *node) haengine.Node {
 	return haengine.Node{
-		Name: n.name, MACs: []string{"52:54:00:77:00:0" + n.name[1:]}, Pool: "rack1", CPUs: 1, MemoryMiB: 512, Approved: true,
+		Name: n.name, MACs: []string{"52:54:00:77:00:0" + n.name[1:]}, Pool: "rack1", CPUs: 1, MemoryMiB: 512, DiskGiB: 8, Approved: true,
 		BMC: haengine.BMC{Address: netip.MustParseAddr("10.78.0.11"), SharedPower: n.shared},
 	}
 }
@@ -136,11 +154,12 @@ func nodeSpec(n *node) haengine.Node {
 func (w *world) begin() {
 	s := w.s
 	s.start()
-	s.submit(haengine.PoolApplied{Pool: haengine.Pool{Name: "rack1"}})
+	s.submit(haengine.PoolApplied{Pool: w.pool()})
 	for _, n := range w.nodes {
 		s.submit(haengine.NodeApplied{Node: nodeSpec(n)})
 	}
 	for _, a := range w.apps {
+		w.tellImage(a)
 		s.submit(haengine.AppApplied{Application: a.spec})
 	}
 	s.every(500*time.Millisecond, 500*time.Millisecond, func() { s.submit(haengine.Tick{}) })
@@ -195,7 +214,8 @@ func (w *world) setPower(n *node, on bool) {
 	}
 	n.powered, n.believed = on, false
 	n.gen++
-	n.mode, n.inst, n.frozen, n.seen, n.boot, n.released = "", nil, false, 0, "", grantKey{}
+	n.frozen = false
+	n.forget()
 	if on {
 		w.boot(n)
 	}
@@ -205,7 +225,7 @@ func (w *world) setPower(n *node, on bool) {
 func (w *world) reboot(n *node) {
 	n.gen++
 	n.believed = false
-	n.mode, n.inst, n.seen, n.boot, n.released = "", nil, 0, "", grantKey{}
+	n.forget()
 	w.boot(n)
 }
 
@@ -214,9 +234,16 @@ func (w *world) reboot(n *node) {
 func (w *world) boot(n *node) {
 	n.boots++
 	n.mode = "booting"
+	w.checkLocalBoot(n)
 	gen, boot := n.gen, fmt.Sprintf("%s-boot%d", n.name, n.boots)
 	if n.noBoot {
 		return
+	}
+	var early *answer // fetched before it was taken back
+	if key, ok := w.answers[n.name]; ok && n.late > 0 {
+		early = &key
+		delete(w.answers, n.name)
+		w.s.counts["late boot"]++
 	}
 	var come func()
 	come = func() {
@@ -228,15 +255,26 @@ func (w *world) boot(n *node) {
 			return
 		}
 		n.boot = boot
-		if key, ok := w.answers[n.name]; ok {
-			delete(w.answers, n.name) // the token is used once
-			n.mode, n.token, n.seen = "parked", key, key.epoch
+		key, ok := w.answers[n.name]
+		if early != nil {
+			key, ok = *early, true
 		} else {
+			delete(w.answers, n.name) // the token is used once
+		}
+		switch {
+		case !ok:
 			n.mode = "discovery"
+		case key.turn != 0:
+			n.mode, n.turn, n.kernel = "standby", key.turn, key.kernel
+		case key.way == haengine.WayColdSAN:
+			w.bootsItself(n, key)
+			return
+		default:
+			n.mode, n.token, n.seen = "parked", key.key, key.key.epoch
 		}
 		w.connect(n)
 	}
-	w.s.after(w.pace(8*time.Second, 20*time.Second), come)
+	w.s.after(w.pace(8*time.Second, 20*time.Second)+w.lateness(n), come)
 }
 
 // pace is how long a boot or a start takes. Quick ones leave no time in which a
@@ -253,227 +291,13 @@ func (w *world) connect(n *node) {
 	n.missed = false
 	switch n.mode {
 	case "discovery":
-		w.s.submit(haengine.Discovered{Node: n.name, BootID: n.boot})
-	case "parked", "running":
+		w.s.submit(haengine.Discovered{Node: n.name, BootID: n.boot, Facts: n.facts(), Copies: n.onDisk()})
+	case "standby", "parked", "running":
+		if n.turn != 0 { // also one that was claimed as it is
+			w.s.submit(haengine.Parked{Node: n.name, BootID: n.boot, Turn: n.turn, Kernel: n.kernel, Facts: n.facts(), Copies: n.onDisk()})
+			return
+		}
 		w.s.submit(haengine.Joined{Node: n.name, BootID: n.boot, App: n.token.app, Epoch: n.token.epoch})
-	}
-}
-
-// ---- the agent
-
-// beat is one second of an agent's life.
-func (w *world) beat(n *node) {
-	if !n.powered || n.frozen || n.mode == "" || n.mode == "booting" {
-		return
-	}
-	if i := n.inst; i != nil && !i.dropping {
-		w.session(n, i)
-		if i.acked && w.s.now >= i.leaseEnd {
-			w.drop(n, "lease over")
-			return
-		}
-	}
-	if !w.reaches(n) || n.noHB {
-		n.missed = n.missed || !w.reaches(n)
-		return
-	}
-	if n.missed {
-		w.connect(n)
-	}
-	if !w.s.up() || n.mode == "booting" || n.mode == "" {
-		return
-	}
-	h := haengine.Heartbeat{Node: n.name, BootID: n.boot}
-	if n.inst != nil {
-		h.App, h.Epoch = n.inst.key.app, n.inst.key.epoch
-	} else if k := n.released; k.app != "" && w.s.cfg.babbles {
-		h.App, h.Epoch = k.app, k.epoch
-	}
-	sent, gen, inst := w.s.now, n.gen, n.inst
-	w.s.after(w.s.between(time.Millisecond, 20*time.Millisecond), func() { w.heard(n, h, sent, gen, inst) })
-}
-
-// heard is the heartbeat's arrival, and its answer's.
-func (w *world) heard(n *node, h haengine.Heartbeat, sent time.Duration, gen int, inst *instance) {
-	s := w.s
-	if !s.up() {
-		return
-	}
-	before := s.machine.State()
-	lease, actions, err := s.machine.Heartbeat(s.ctx(), s.stamp(), h)
-	if s.cfg.audit != nil && err == nil {
-		s.cfg.audit(before, s.stamp(), h, s.machine.State(), actions)
-	}
-	life := s.life
-	if lease.Granted && s.machine != nil {
-		s.checkLease(s.machine.State(), h)
-	}
-	s.stepped(before, h, actions, err)
-	if err != nil || h.App == "" || n.noAck {
-		return
-	}
-	s.after(s.between(time.Millisecond, 20*time.Millisecond), func() {
-		if n.gen != gen || n.inst != inst || inst == nil || inst.dropping || life != s.life || n.frozen {
-			return
-		}
-		if !lease.Granted {
-			w.drop(n, lease.Reason.Text)
-			return
-		}
-		drift := 0.99 + 0.02*s.rng.Float64()
-		inst.leaseEnd = sent + time.Duration(float64(lease.Duration)*drift)
-		w.watchLease(n, inst)
-		if !inst.acked {
-			inst.acked = true
-			w.online(n, inst)
-		}
-	})
-}
-
-// watchLease drops the application when its lease runs out.
-func (w *world) watchLease(n *node, inst *instance) {
-	end, gen := inst.leaseEnd, n.gen
-	w.s.after(end-w.s.now, func() {
-		if n.gen == gen && n.inst == inst && inst.leaseEnd == end && !inst.dropping && !n.frozen {
-			w.drop(n, "lease over")
-		}
-	})
-}
-
-// drop is the agent's self-fencing: address and service go within the bound,
-// then the node reboots.
-func (w *world) drop(n *node, why string) {
-	i := n.inst
-	i.dropping = true
-	gen := n.gen
-	w.s.counts["agent drop"]++
-	w.s.say("   %s drops %s epoch %d: %s", n.name, i.key.app, i.key.epoch, why)
-	w.s.after(w.s.between(50*time.Millisecond, 2900*time.Millisecond), func() {
-		if n.gen != gen || n.inst != i {
-			return
-		}
-		boot := n.boot
-		if w.reaches(n) {
-			w.s.submit(haengine.Dropped{Node: n.name, BootID: boot, App: i.key.app, Epoch: i.key.epoch, Why: why})
-		}
-		w.reboot(n)
-	})
-}
-
-// online brings the service group up, resource by resource.
-func (w *world) online(n *node, i *instance) {
-	gen := n.gen
-	i.online = true
-	w.s.after(w.pace(2*time.Second, 8*time.Second), func() {
-		if n.gen != gen || n.inst != i || i.dropping || n.frozen {
-			return
-		}
-		if !w.admitted(n, i) || n.badApp {
-			i.failed = true
-			w.report(n, i, haengine.ResourceFailed, "it does not start")
-			return
-		}
-		i.up, i.addr = true, true
-		w.s.say("   %s serves on %s, epoch %d", i.key.app, n.name, i.key.epoch)
-		w.report(n, i, haengine.ResourceOnline, "")
-	})
-}
-
-// report is the agent's last word about the application's own resource; it
-// always names the resource.
-func (w *world) report(n *node, i *instance, st haengine.ResourceState, why string) {
-	w.tell(n, i, st, st == haengine.ResourceFailed, why)
-}
-
-func (w *world) tell(n *node, i *instance, st haengine.ResourceState, exhausted bool, why string) {
-	if w.reaches(n) {
-		w.s.submit(haengine.AgentReport{
-			Node: n.name, BootID: n.boot, App: i.key.app, Epoch: i.key.epoch, Resource: "service", State: st,
-			Exhausted: exhausted, Why: why,
-		})
-	}
-}
-
-// restart is a crash of the service that the agent mends by itself within d.
-func (w *world) restart(n *node, i *instance, d time.Duration) {
-	gen := n.gen
-	i.up = false
-	if w.reaches(n) {
-		i.mending = w.s.now + w.app(i.key.app).spec.Policy.WithDefaults().RestartTime.D()
-	}
-	w.tell(n, i, haengine.ResourceFailed, false, "exit status 1; local restart 1 of 2")
-	w.s.after(d, func() {
-		if n.gen != gen || n.inst != i || i.dropping || n.frozen {
-			return
-		}
-		i.mending = 0
-		if !w.admitted(n, i) {
-			w.report(n, i, haengine.ResourceFailed, "it does not start")
-			return
-		}
-		i.up, i.unhung = true, w.s.now
-		w.tell(n, i, haengine.ResourceOnline, false, "")
-	})
-}
-
-// mends says whether the agent restarts the application there, heard by the
-// appliance in its present life.
-func (w *world) mends(n *node, app string) bool {
-	i := n.inst
-	return n.powered && !n.frozen && !n.cut && i != nil && i.key.app == app && w.s.now < i.mending && w.s.now-w.s.started > 45*time.Second
-}
-
-// admitted says whether the target lets the instance write.
-func (w *world) admitted(n *node, i *instance) bool {
-	a := w.app(i.key.app)
-	return i.key.epoch >= a.floor && a.grants[i.key.epoch] == n.name
-}
-
-// session is the storage session's fate as the agent sees it: it gives up when
-// it was refused for as long as a lease.
-func (w *world) session(n *node, i *instance) {
-	switch {
-	case !i.up || w.admitted(n, i) || !w.reaches(n):
-		i.refused = 0
-	case i.refused == 0:
-		i.refused = w.s.now
-	case w.s.now-i.refused >= w.app(i.key.app).spec.Policy.Lease.D():
-		w.drop(n, "storage refuses it")
-	}
-}
-
-// serves says whether a client would get an answer from this node.
-func (n *node) serves(app string) bool {
-	i := n.inst
-	return n.powered && !n.frozen && !n.cut && i != nil && i.key.app == app && i.up && i.addr && !i.hung
-}
-
-// sample is one round of an application's monitors.
-func (w *world) sample(a *app) {
-	s := w.s
-	served := slices.ContainsFunc(w.nodes, func(n *node) bool { return n.serves(a.spec.Name) })
-	if served {
-		a.upAt = s.now
-	}
-	if !s.up() {
-		return
-	}
-	ok := !a.probe && !w.isolated && slices.ContainsFunc(w.nodes, func(n *node) bool { return n.serves(a.spec.Name) && !n.pathCut })
-	x := haengine.Sample{App: a.spec.Name, Monitor: "check", From: haengine.FromAppliance, OK: ok}
-	if ok {
-		s.submit(x)
-	} else {
-		x.Why = "timeout"
-		s.after(s.between(10*time.Millisecond, 2*time.Second), func() { s.submit(x) })
-	}
-	for _, n := range w.nodes {
-		if i := n.inst; i != nil && i.key.app == a.spec.Name && i.online && !i.dropping && w.reaches(n) && !n.noHB {
-			y := haengine.Sample{App: a.spec.Name, Monitor: "check", From: haengine.FromNode, Epoch: i.key.epoch, OK: i.up && !i.hung}
-			if !y.OK {
-				y.Why = "no answer on the node"
-			}
-			s.submit(y)
-		}
 	}
 }
 
@@ -499,6 +323,7 @@ func (w *world) randomise() {
 			p.Previous = haengine.PreviousQuarantine
 		}
 	}
+	w.randomiseStandby()
 }
 
 // healAll ends what no fault's own healing ends.
@@ -508,6 +333,7 @@ func (w *world) healAll() {
 	s.journal.failAt = 0
 	for _, n := range w.nodes {
 		n.cut, n.pathCut, n.noHB, n.noAck, n.noBoot, n.badApp, n.badExit = false, false, false, false, false, false, false
+		n.late, n.noKexec = 0, false
 		n.bmcDead, n.bmcLies, n.bmcRefuse, n.bmcLag, n.lostPower, n.shared = false, false, false, 0, false, false
 		if n.powered && n.mode == "booting" { // a boot that could not succeed begins again
 			w.reboot(n)
@@ -539,6 +365,9 @@ func (w *world) release1() {
 	st := w.s.machine.State()
 	for _, a := range w.apps {
 		x := st.Durable.Apps[a.spec.Name]
+		if w.onlyPerson(x) {
+			w.s.submit(haengine.FailoverRequested{App: a.spec.Name, By: "ann"})
+		}
 		if x.Hold != nil && (x.Hold.Rule == "S6" || x.Hold.Rule == "S11") && w.s.now-w.healed > time.Minute {
 			w.s.submit(haengine.FailoverRequested{App: a.spec.Name, By: "ann"}) // what the notice asks for
 		}
@@ -574,6 +403,9 @@ func (s *Sim) stands() string {
 	for _, n := range s.w.nodes {
 		x := st.Durable.Nodes[n.name]
 		text += fmt.Sprintf("%s %s turn %d ", n.name, x.Phase, x.Turn)
+		if x.Park != nil || x.ParkWhy != "" {
+			text += fmt.Sprintf("(standby %+v, %s; in truth %q boot %s) ", x.Park, x.ParkWhy, n.mode, n.boot)
+		}
 	}
 	for _, p := range st.Durable.Pending {
 		h := p.Action.Head()

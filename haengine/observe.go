@@ -1,0 +1,132 @@
+package haengine
+
+// This file takes what agents, the storage and the appliance itself say about an
+// application or a node; what follows from it is decided in step.go.
+
+// current gives the application for changing its soft state, when the word is
+// about its live grant.
+func (w *work) current(app, node, boot string, e Epoch) *AppState {
+	a := w.apps.get(app)
+	if a == nil || a.Grant == nil || a.Grant.Node != node || a.Grant.Epoch != e || a.Grant.BootID != boot || boot == "" {
+		return nil
+	}
+	w.touch(app)
+	return a
+}
+
+func (w *work) reported(e AgentReport) {
+	a := w.current(e.App, e.Node, e.BootID, e.Epoch)
+	if a == nil {
+		return
+	}
+	f := w.soft(a)
+	what := e.Resource
+	if what == "" {
+		what = "the service group"
+	}
+	switch e.State {
+	case ResourceOnline:
+		if w.r.failuresStay {
+			return
+		}
+		if delete(f.Failing, e.Resource); e.Resource == "" {
+			f.Failing = nil
+		}
+		if len(f.Failing) == 0 && !f.Restarting.IsZero() {
+			f.restarted()
+		}
+		return
+	case ResourceRestart:
+		if f.Restarting.IsZero() {
+			f.Restarting = w.now
+		}
+	case ResourceFailed:
+		if f.Restarting.IsZero() {
+			f.Restarting = w.now
+		}
+		if f.Failing == nil {
+			f.Failing = map[string]string{}
+		}
+		f.Failing[e.Resource] = what + " failed: " + e.Why
+		if e.Exhausted {
+			f.Conclusive = what + " failed and its local restarts are spent: " + e.Why
+		}
+	}
+	w.say(a, e.Node, "agent: %s %s: %s", what, e.State, e.Why)
+}
+
+func (w *work) session(e StorageSession) {
+	a := w.apps.get(e.App)
+	if a == nil {
+		return
+	}
+	if a.Grant != nil && a.Grant.Epoch == e.Epoch {
+		f := w.soft(a)
+		f.SessionOpen = e.Open
+		if !e.Open {
+			f.SessionEnd = w.now
+		}
+		w.touch(e.App)
+		return
+	}
+	if e.Open && e.Epoch < a.Revoked { // the target let a revoked epoch in
+		a = w.apps.edit(e.App)
+		a.Revoked = 0
+		w.voidAll(a, "a session of epoch "+itoa(e.Epoch)+" is open", EvidenceStorage, EvidenceRelease)
+		w.touch(e.App)
+	}
+}
+
+// answered takes the word that somebody has the service address.
+func (w *work) answered(app, by string) {
+	a := w.apps.get(app)
+	if a == nil || a.Grant == nil || a.Grant.Claimed {
+		return
+	}
+	f := w.soft(a)
+	f.Address, f.AddressAt = AddressProbe{By: by}, w.now
+	w.voidAll(w.apps.edit(app), "the service address answers at "+by, EvidencePower, EvidencePerson, EvidenceStorage, EvidenceRelease)
+	w.touch(app)
+}
+
+func (w *work) selfHealth(e SelfHealth) {
+	f := &w.s.Soft
+	if f.Isolated == e.Isolated {
+		return
+	}
+	f.Isolated, f.IsolatedWhy = e.Isolated, e.Why
+	if e.Isolated {
+		w.say(nil, "", "the appliance is cut off: %s: it observes only", e.Why)
+	} else {
+		w.say(nil, "", "the appliance is connected again")
+		w.quiet()
+	}
+	w.all = true
+}
+
+// quiet begins a time in which only conclusive proofs count, and forgets the
+// samples that were gathered by a blind appliance.
+func (w *work) quiet() {
+	w.s.Soft.QuietUntil = w.now.At.Add(w.s.Durable.Site.WithDefaults().Grace.D())
+	for _, k := range w.apps.keys() {
+		a := w.apps.get(k)
+		if live(a) {
+			f := w.soft(a)
+			f.Checks, f.Suspected = map[string]*Check{}, Stamp{}
+			if !f.Heartbeat.IsZero() {
+				f.Heartbeat = w.now
+			}
+		}
+	}
+}
+
+// readIdle has the BMCs of nodes that carry nothing read now and then, so that
+// placement knows which answer.
+func (w *work) readIdle() {
+	every := w.s.Durable.Site.WithDefaults().PowerEvery.D()
+	for _, k := range w.nodes.keys() {
+		if p := w.nodes.get(k).Phase; p != NodeOwned && p != NodeMaintenance {
+			w.readPower("", k, every)
+		}
+	}
+}
