@@ -46,6 +46,9 @@ func (a *agents) Claim(ctx context.Context, c haengine.Claim) error {
 		return err
 	}
 	policy := c.Spec.Policy.WithDefaults()
+	if c.Lease > 0 { // what evidence counts on
+		policy.Lease = c.Lease
+	}
 	return a.send(ctx, c.Order, c.BootID, agentlink.Order{Claim: &agentlink.Claim{
 		Application: c.Spec,
 		Image:       agentlink.Image{RootFS: img.RootFS, RootPartition: img.RootPartition},

@@ -42,7 +42,7 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	if !ok {
 		return &hotspare.Error{Code: hotspare.CodeNotFound, What: "there is no such node", Where: o.Node, Fix: "hotspare get nodes"}
 	}
-	if o.Way != haengine.WayColdISCSI && o.Way != haengine.WayColdSAN {
+	if o.Way != haengine.WayColdISCSI && o.Way != haengine.WayColdSAN || o.BootID != "" {
 		return &hotspare.Error{Code: hotspare.CodeInvalid, What: fmt.Sprintf("the way %s is not offered", o.Way), Where: o.App, Fix: "use cold-iscsi"}
 	}
 	img, err := b.images.Resolve(o.Image)
