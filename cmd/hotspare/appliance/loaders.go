@@ -13,6 +13,7 @@ import (
 	"hotspare"
 	"hotspare/boot"
 	"hotspare/boot/grub"
+	"hotspare/boot/tftp"
 )
 
 // FirmwareConfig says which boot loader each firmware gets. Architectures are
@@ -147,23 +148,32 @@ func (b *boots) loader(name string) (io.ReadSeekCloser, error) {
 	return os.Open(file)
 }
 
-// resolve answers for what shim and GRUB fetch over TFTP from the folder of a
+// overTFTP answers for what shim and GRUB fetch over TFTP from the folder of a
 // boot: the decision is the plan's, as over HTTP.
-func (b *boots) resolve(ctx context.Context, site boot.Site, r boot.Request) (io.ReadSeekCloser, string, boot.Reason) {
-	if p, ok := boot.ParsePath("/" + r.File); ok {
-		r.Path = p
-		if r.MAC.IsZero() {
-			r.MAC = p.MAC
+func (b *boots) overTFTP(site boot.Site) func(context.Context, boot.Request) (tftp.Resolved, error) {
+	return func(ctx context.Context, r boot.Request) (tftp.Resolved, error) {
+		if p, ok := boot.ParsePath("/" + r.File); ok {
+			r.Path = p
+			if !p.MAC.IsZero() {
+				r.MAC = p.MAC
+			}
 		}
+		asked, err := b.Assign(ctx, r)
+		out := tftp.Resolved{Node: asked.Node, MAC: asked.MAC}
+		if err != nil {
+			b.log.ErrorContext(ctx, "boot decision failed", "file", boot.RedactFile(r.File), "err", err)
+		}
+		out.File, out.Reason = b.fileFor(ctx, site, r, asked, err != nil)
+		return out, nil
 	}
-	asked, err := b.Assign(ctx, r)
+}
+
+// fileFor opens what the plan says: a script in GRUB's language or a loader.
+func (b *boots) fileFor(ctx context.Context, site boot.Site, r boot.Request, asked boot.Assignment, undecided bool) (io.ReadSeekCloser, boot.Reason) {
 	offer, reason := site.Plan(r, asked)
-	if err != nil {
-		b.log.ErrorContext(ctx, "boot decision failed", "file", boot.RedactFile(r.File), "err", err)
-		if offer.Script.Kind == boot.ScriptWait {
-			reason = boot.Undecided()
-			offer.Script.Lines = []string{"reason: " + reason.String()}
-		}
+	if undecided && offer.Script.Kind == boot.ScriptWait {
+		reason = boot.Undecided()
+		offer.Script.Lines = []string{"reason: " + reason.String()}
 	}
 	switch offer.Kind {
 	case boot.OfferScript:
@@ -173,17 +183,17 @@ func (b *boots) resolve(ctx context.Context, site boot.Site, r boot.Request) (io
 			reason = boot.Reason{Rule: boot.RuleUndecided, Code: hotspare.CodeOf(err), Text: "the boot script cannot be written: " + err.Error()}
 			text, err = grub.Write(boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.Text}, Again: site.Again})
 			if err != nil {
-				return nil, asked.Node, reason
+				return nil, reason
 			}
 		}
-		return memory{bytes.NewReader(text)}, asked.Node, reason
+		return memory{bytes.NewReader(text)}, reason
 	case boot.OfferContent:
 		f, err := b.loader(offer.BootFile)
 		if err != nil {
 			b.log.ErrorContext(ctx, "boot loader not available", "file", offer.BootFile, "err", err)
-			return nil, asked.Node, boot.Reason{Rule: boot.RuleTransferFail, Code: hotspare.CodeOf(err), Text: offer.BootFile + " cannot be opened", Fix: "look into the appliance's log"}
+			return nil, boot.Reason{Rule: boot.RuleTransferFail, Code: hotspare.CodeOf(err), Text: offer.BootFile + " cannot be opened", Fix: "look into the appliance's log"}
 		}
-		return f, asked.Node, reason
+		return f, reason
 	}
-	return nil, asked.Node, reason
+	return nil, reason
 }

@@ -143,7 +143,7 @@ func (a *Appliance) serveTFTP(site boot.Site) error {
 		files[name] = func() (io.ReadSeekCloser, error) { return a.boots.loader(name) }
 	}
 	s, err := tftp.New(tftp.Options{
-		Listen: netip.AddrPortFrom(a.cfg.Network.Address.Addr(), a.cfg.Network.TFTPPort).String(), Files: files,
+		Listen: netip.AddrPortFrom(a.cfg.Network.Address.Addr(), a.cfg.Network.TFTPPort).String(), Files: files, Resolve: a.boots.overTFTP(site),
 		MACOf: a.macOf, Holder: dhcp.PortHolder, Recorder: a.recorder, Log: a.log.With("part", "tftp"),
 	})
 	if err != nil {
