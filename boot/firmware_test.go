@@ -12,7 +12,7 @@ import (
 func port80() boot.Site {
 	return boot.Site{
 		Server: server, Loaders: boot.DefaultLoaders(), SecureLoaders: boot.DefaultSecureLoaders(),
-		MoreLoaders: []string{"ipxe.efi", "snponly-shim.efi", "ipxe.pxe"},
+		MoreLoaders: []string{"shimaa64.efi", "ipxe.efi", "snponly-shim.efi", "ipxe.pxe"},
 	}
 }
 
@@ -38,12 +38,14 @@ func TestLoaders(t *testing.T) {
 		{7, false, "not-served.efi", boot.OfferFile, "snponly.efi"},
 		{7, true, "", boot.OfferFile, waits + "7/shimx64.efi"},
 		{9, true, "", boot.OfferFile, waits + "9/shimx64.efi"},
-		{16, true, "", boot.OfferURL, "http://10.77.0.1" + waits + "16/shimx64.efi"},
+		{16, true, "", boot.OfferNothing, ""}, // GRUB has no network after HTTP boot
+		{16, true, "snponly-shim.efi", boot.OfferURL, "http://10.77.0.1/loader/snponly-shim.efi"},
 		{7, true, "snponly-shim.efi", boot.OfferFile, "snponly-shim.efi"}, // a signed iPXE
 		{7, true, "shimaa64.efi", boot.OfferFile, waits + "7/shimx64.efi"},
 		{11, false, "", boot.OfferFile, waits + "11/grubaa64.efi"},
 		{11, true, "", boot.OfferFile, waits + "11/shimaa64.efi"},
-		{19, true, "", boot.OfferURL, "http://10.77.0.1" + waits + "19/shimaa64.efi"},
+		{19, false, "", boot.OfferNothing, ""},
+		{19, true, "shimaa64.efi", boot.OfferURL, "http://10.77.0.1" + waits + "19/shimaa64.efi"},
 		{6, false, "", boot.OfferNothing, ""},
 		{6, true, "", boot.OfferNothing, ""},
 		{6, false, "ipxe.efi", boot.OfferFile, "ipxe.efi"},

@@ -65,8 +65,8 @@ func Fits(loader string, a Arch) bool {
 // DefaultLoaders is the choice for the binaries of Debian's package ipxe. The
 // UEFI one is snponly.efi, which drives the NIC through the firmware: iPXE's own
 // drivers hang or miss the link on several server NICs. Debian 12 has no iPXE for
-// ARM: there it is GRUB, of the package grub-efi-arm64-signed. Nobody has a
-// loader for 32-bit UEFI.
+// ARM: there it is GRUB, of the package grub-efi-arm64-signed, over PXE alone
+// (see DefaultSecureLoaders). Nobody has a loader for 32-bit UEFI.
 func DefaultLoaders() map[Arch]string {
 	return map[Arch]string{
 		ArchBIOS:      "undionly.kpxe",
@@ -76,21 +76,19 @@ func DefaultLoaders() map[Arch]string {
 		ArchHTTPEBC:   "snponly.efi",
 		ArchHTTPBIOS:  "undionly.kpxe",
 		ArchARM64:     "grubaa64.efi",
-		ArchHTTPARM64: "grubaa64.efi",
 	}
 }
 
 // DefaultSecureLoaders is the choice for machines that boot with Secure Boot:
 // Debian's shim, which Microsoft signed, and GRUB and kernel, which Debian
-// signed.
+// signed. There is none for HTTP boot: GRUB 2.06 finds no network after it and
+// stays at its prompt (seen with OVMF 2022.11), so such firmware is left to go on
+// to PXE. A signed iPXE (snponly-shim.efi) can be named in its place.
 func DefaultSecureLoaders() map[Arch]string {
 	return map[Arch]string{
 		ArchUEFI64:    "shimx64.efi",
 		ArchUEFI64EBC: "shimx64.efi",
-		ArchHTTP64:    "shimx64.efi",
-		ArchHTTPEBC:   "shimx64.efi",
 		ArchARM64:     "shimaa64.efi",
-		ArchHTTPARM64: "shimaa64.efi",
 	}
 }
 

@@ -98,7 +98,7 @@ func (s Site) planLoader(r Request, a Assignment) (Offer, Reason) {
 		return Offer{Kind: OfferNothing}, Reason{
 			Rule: RuleNoLoader, Code: hotspare.CodeArchMismatch,
 			Text: fmt.Sprintf("%sthe firmware is %s%s and there is no loader for it", note, r.Arch, secure),
-			Fix:  "install or name a loader for this architecture (docs/boot.md), or exclude the machine from the pool",
+			Fix:  noLoaderFix(r.Arch, a),
 		}
 	}
 	why := note
@@ -133,6 +133,13 @@ func (s Site) planLoader(r Request, a Assignment) (Offer, Reason) {
 	return o, Reason{Rule: RuleLoader, Text: fmt.Sprintf("%sfirmware %s gets the loader %s over %s", why, r.Arch, name, way)}
 }
 
+func noLoaderFix(arch Arch, a Assignment) string {
+	if a.SecureBoot && arch.HTTP() {
+		return "let the machine boot over PXE, or name a signed iPXE as its loader (docs/boot.md)"
+	}
+	return "install or name a loader for this architecture (docs/boot.md), or exclude the machine from the pool"
+}
+
 // planTFTP answers for files. What GRUB fetches has the same names as over HTTP.
 func (s Site) planTFTP(r Request, a Assignment) (Offer, Reason) {
 	name := strings.TrimPrefix(r.File, "/")
@@ -165,7 +172,7 @@ func (s Site) planGRUB(r Request, a Assignment) (Offer, Reason) {
 		case s.serves(p.Name):
 			return loaderContent(p.Name)
 		case optional(p.Name):
-			return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: "shim looks for " + p.Name + ", which it can do without"}
+			return Offer{Kind: OfferDeny}, Reason{Rule: RuleOptional, Text: "shim looks for " + p.Name + ", which it can do without"}
 		}
 		return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: "no loader has this name"}
 	case ArtefactGRUBEntry:

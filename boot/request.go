@@ -107,6 +107,7 @@ const (
 	RuleToken        Rule = "token-refused"
 	RuleSpent        Rule = "join-spent"
 	RuleNoSuchFile   Rule = "no-such-file"
+	RuleOptional     Rule = "optional-file"
 	RuleFile         Rule = "file"
 	RuleAddress      Rule = "address"
 	RuleNoAddress    Rule = "no-address"
