@@ -10,7 +10,8 @@
 // The join archive, which carries the machine's join secret, is served once per
 // token; a second fetch is refused with 410 and reported (SAFETY L1).
 //
-// The package opens no listener and keeps no file.
+// Serve bounds connections and time; with Certificates it speaks TLS. The package
+// opens no listener and keeps no file.
 package httpboot
 
 import (
@@ -19,9 +20,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -65,6 +68,7 @@ type Options struct {
 	Loader   func(name string) (io.ReadSeekCloser, error) // called with names of Site.Loaders only
 	MACOf    func(netip.Addr) (boot.MAC, bool)            // by lease, for traces only
 	Refetch  func(context.Context, Refetch)               // JoinFetchedTwice: quarantine and alarm; must not block
+	Stall    time.Duration                                // in which a machine must take a MiB, 0: 1 min
 	Recorder *boot.Recorder                               // nil: no traces
 	Log      *slog.Logger                                 // nil: discard
 	Now      func() time.Time                             // nil: time.Now
@@ -78,6 +82,9 @@ func (o Options) withDefaults() Options {
 		o.GRUB = func(s boot.Script) ([]byte, error) {
 			return nil, &hotspare.Error{Code: hotspare.CodeInvalid, What: "no GRUB script can be written", Where: "httpboot.Options.GRUB", Why: "it is missing"}
 		}
+	}
+	if o.Stall <= 0 {
+		o.Stall = time.Minute
 	}
 	if o.Refetch == nil {
 		o.Refetch = func(context.Context, Refetch) {}
@@ -127,9 +134,21 @@ func New(o Options) (*Handler, error) {
 // ServeHTTP answers one request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
+	// The deadline of the connection's last answer still stands.
+	control := http.NewResponseController(w)
+	_ = control.SetWriteDeadline(time.Now().Add(h.o.Stall)) // not supported by a test's writer
+	if r.ContentLength != 0 {
+		// Nothing here takes a body; one that comes slowly must not hold us.
+		_ = control.SetReadDeadline(time.Now().Add(5 * time.Second))
+		w.Header().Set("Connection", "close")
+	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		plain(w, http.StatusMethodNotAllowed, "only GET and HEAD are served here")
+		return
+	}
+	if r.ContentLength != 0 {
+		plain(w, http.StatusBadRequest, "a request for a boot file has no body")
 		return
 	}
 	path, ok := boot.ParsePath(r.URL.Path)
@@ -160,6 +179,7 @@ type call struct {
 	h   *Handler
 	w   http.ResponseWriter
 	r   *http.Request
+	at  time.Time
 	req boot.Request
 	mac boot.MAC // of the asker by its lease; zero if unknown
 	a   boot.Assignment
@@ -187,7 +207,7 @@ func (h *Handler) newCall(w http.ResponseWriter, r *http.Request, path boot.Path
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		req.Client = ap.Addr().Unmap()
 	}
-	c := &call{h: h, w: w, r: r}
+	c := &call{h: h, w: w, r: r, at: h.o.Now()}
 	if m, ok := h.o.MACOf(req.Client); ok {
 		c.mac = m
 		if req.MAC.IsZero() {
@@ -199,8 +219,12 @@ func (h *Handler) newCall(w http.ResponseWriter, r *http.Request, path boot.Path
 }
 
 func (c *call) record(answer string, reason boot.Reason) {
+	c.recordStep(boot.StepOf(c.req.Path.Artefact), answer, reason, boot.Detail{})
+}
+
+func (c *call) recordStep(step boot.Step, answer string, reason boot.Reason, d boot.Detail) {
 	c.h.o.Recorder.Record(boot.Entry{
-		At: c.h.o.Now(), MAC: c.traceMAC(), Protocol: boot.HTTP, Node: c.a.Node,
+		At: c.at, MAC: c.traceMAC(), Protocol: boot.HTTP, Step: step, Node: c.a.Node, Detail: d,
 		Request: c.r.Method + " " + c.req.Path.Redacted(), Answer: answer, Reason: reason,
 	})
 }
@@ -277,7 +301,7 @@ func (c *call) script(s boot.Script, reason boot.Reason) {
 		}
 		s.Kind = boot.ScriptWait
 	}
-	c.record("script: "+string(s.Kind), reason)
+	c.recordStep(boot.StepOfScript(s.Kind), "script: "+string(s.Kind), reason, boot.Detail{Bytes: int64(len(text)), Size: int64(len(text)), Took: c.h.o.Now().Sub(c.at)})
 	head := c.w.Header()
 	head.Set("Content-Type", "text/plain; charset=us-ascii")
 	head.Set("Cache-Control", "no-store")
@@ -378,15 +402,31 @@ func (c *call) send(f File, reason boot.Reason) {
 	if f.ETag != "" {
 		head.Set("ETag", f.ETag)
 	}
-	start := c.h.o.Now()
-	cw := &counter{ResponseWriter: c.w}
-	http.ServeContent(cw, c.r, "", f.ModTime, f)
-	took := c.h.o.Now().Sub(start).Round(time.Millisecond)
-	answer := fmt.Sprintf("%d, %d bytes in %s", cw.code(), cw.n, took)
-	if cw.err != nil {
+	if when, ok := f.ReadSeekCloser.(interface{ Stat() (fs.FileInfo, error) }); ok && f.ModTime.IsZero() && f.ETag == "" && head.Get("Cache-Control") == "" {
+		if info, err := when.Stat(); err == nil {
+			f.ModTime = info.ModTime()
+		}
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		c.failed(err)
+		return
+	}
+	cw := &counter{ResponseWriter: c.w, stall: c.h.o.Stall}
+	// The file itself: net/http finds no sendfile(2) behind a type of ours.
+	http.ServeContent(cw, c.r, "", f.ModTime, f.ReadSeekCloser)
+	took := c.h.o.Now().Sub(c.at)
+	answer := fmt.Sprintf("%d, %d bytes in %s", cw.code(), cw.n, took.Round(time.Millisecond))
+	switch {
+	case errors.Is(cw.err, os.ErrDeadlineExceeded):
+		reason = boot.Reason{Rule: boot.RuleTransferFail, Code: hotspare.CodeTransfer, Text: fmt.Sprintf("%s stopped: the machine took less than %d KiB in %s", c.req.Path.Artefact, slice>>10, c.h.o.Stall)}
+	case cw.err != nil:
 		reason = boot.Reason{Rule: boot.RuleTransferFail, Text: fmt.Sprintf("%s stopped: the machine went away", c.req.Path.Artefact)}
 	}
-	c.record(answer, reason)
+	c.recordStep(boot.StepOf(c.req.Path.Artefact), answer, reason, boot.Detail{Bytes: cw.n, Size: size, Took: took, Failed: cw.err != nil})
 }
 
 func plain(w http.ResponseWriter, status int, text string) {

@@ -1,10 +1,6 @@
 package httpboot
 
-import (
-	"io"
-	"net/http"
-	"sync"
-)
+import "sync"
 
 // maxTaken bounds the memory of spent tokens. A token lives ten minutes at most,
 // so the oldest of this many is long dead.
@@ -47,46 +43,4 @@ func (t *taken) giveBack(key [32]byte) {
 			return
 		}
 	}
-}
-
-// counter counts the bytes of an answer and keeps sendfile working.
-type counter struct {
-	http.ResponseWriter
-	status int
-	n      int64
-	err    error
-}
-
-func (c *counter) WriteHeader(status int) {
-	c.status = status
-	c.ResponseWriter.WriteHeader(status)
-}
-
-func (c *counter) Write(b []byte) (int, error) {
-	n, err := c.ResponseWriter.Write(b)
-	c.note(int64(n), err)
-	return n, err
-}
-
-// ReadFrom lets net/http use sendfile(2).
-func (c *counter) ReadFrom(r io.Reader) (int64, error) {
-	n, err := io.Copy(c.ResponseWriter, r)
-	c.note(n, err)
-	return n, err
-}
-
-func (c *counter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
-
-func (c *counter) note(n int64, err error) {
-	c.n += n
-	if err != nil && c.err == nil {
-		c.err = err
-	}
-}
-
-func (c *counter) code() int {
-	if c.status == 0 {
-		return http.StatusOK
-	}
-	return c.status
 }

@@ -251,7 +251,7 @@ func TestRequestComesTwice(t *testing.T) {
 
 // A machine that closed its port is told by ICMP; nothing waits for it.
 func TestMachineGoesAway(t *testing.T) {
-	f := serve(t, tftp.Options{Timeout: 10 * time.Second})
+	f := serve(t, tftp.Options{Timeout: 100 * time.Millisecond})
 	x, got := newClient(t, f, "\x00\x01undionly.kpxe\x00octet\x00windowsize\x004\x00")
 	if !strings.HasPrefix(got, "\x00\x06") {
 		t.Fatalf("%q", got)
@@ -265,7 +265,7 @@ func TestMachineGoesAway(t *testing.T) {
 	x.ack(t, 1)
 	x.conn.Close()
 	e := f.trace(t, 1).Entries[0]
-	if e.Reason.Rule != boot.RuleTransferFail || e.Detail.Bytes > 2048 || e.Detail.Took > 9*time.Second {
+	if e.Reason.Rule != boot.RuleTransferFail || e.Detail.Bytes > 2048 || !strings.Contains(e.Reason.Text, "closed its port") {
 		t.Errorf("%+v", e)
 	}
 }
