@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -81,15 +80,8 @@ func (a *Appliance) serveBoot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-	a.parts.run("HTTP boot", func(ctx context.Context) error {
-		stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-		defer stop()
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
+	o := httpboot.ServerOptions{Log: a.log.With("part", "http")}
+	a.parts.run("HTTP boot", func(ctx context.Context) error { return httpboot.Serve(ctx, ln, h, o) })
 	return nil
 }
 
