@@ -440,3 +440,20 @@ func FuzzPacket(f *testing.F) {
 		describe(m)
 	})
 }
+
+// Parts of packets: the sub-options of relays and of PXE, and overloaded fields.
+func FuzzOptionParts(f *testing.F) {
+	f.Add([]byte("\x01\x01a\x05\x04\x0a\x4d\x00\x01"), []byte("\x06\x01\x07\x47\x04\x80\x00\x00\x00\xff"))
+	f.Fuzz(func(t *testing.T, agent, vendor []byte) {
+		if a, ok := agentAddr(agent, relayLink); ok && !a.Is4() {
+			t.Errorf("%s", a)
+		}
+		if item := bootItem(vendor); item != nil && (len(item) != 6 || item[0] != 71) {
+			t.Errorf("% x", item)
+		}
+		userClass(vendor)
+		uuidOf(vendor)
+		archOf(vendor, string(agent))
+		sender(agent)
+	})
+}
