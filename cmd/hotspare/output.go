@@ -126,7 +126,7 @@ func nodeRows(t *table, nodes []api.Node) {
 	t.row(head...)
 	for _, n := range nodes {
 		s := n.Status
-		cells := []string{n.Name, n.Pool, s.Phase, s.Power, s.Application, number(s.Epoch), address(s.Address.IsValid(), s.Address.String()), ago(s.LastSeen)}
+		cells := []string{n.Name, n.Pool, nodeState(s), s.Power, s.Application, number(s.Epoch), address(s.Address.IsValid(), s.Address.String()), ago(s.LastSeen)}
 		if t.wide {
 			cells = append(cells, strings.Join(n.MACs, ","), n.BMC.Address.String(), strconv.Itoa(n.CPUs), strconv.Itoa(n.MemoryMiB)+"Mi", s.Reason)
 		}
@@ -252,4 +252,15 @@ func size(n int64) string {
 		}
 	}
 	return strconv.FormatInt(n, 10)
+}
+
+// nodeState tells an idle node that waits in standby from one that is off.
+func nodeState(s api.NodeStatus) string {
+	switch {
+	case s.Standby == nil:
+		return s.Phase
+	case s.Standby.State == api.StandbyParked:
+		return "standby"
+	}
+	return s.Phase + ", to standby"
 }

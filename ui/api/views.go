@@ -52,6 +52,24 @@ type NodeStatus struct {
 	Address     netip.Addr `json:"address,omitzero"` // of its DHCP lease
 	Linked      bool       `json:"linked"`           // the agent is connected
 	LastSeen    *time.Time `json:"lastSeen,omitempty"`
+	Standby     *Parking   `json:"standby,omitempty"` // it waits, or is on its way to waiting
+}
+
+// The states of a node's standby.
+const (
+	StandbyBooting = "booting"
+	StandbyParked  = "parked"
+)
+
+// Parking is a node's standby.
+type Parking struct {
+	State  string     `json:"state"`            // booting, parked
+	For    []string   `json:"for,omitempty"`    // applications, the likeliest first
+	Image  string     `json:"image,omitempty"`  // whose kernel it runs
+	Kernel string     `json:"kernel,omitempty"` // identity of that kernel and its modules
+	Since  *time.Time `json:"since,omitempty"`
+	Loaded []string   `json:"loaded,omitempty"` // images that it has ready
+	Why    string     `json:"why,omitempty"`    // why the last preload failed
 }
 
 // Image is an image version in the repository.

@@ -51,7 +51,7 @@ func (a *agents) Claim(ctx context.Context, c haengine.Claim) error {
 	}
 	return a.send(ctx, c.Order, c.BootID, agentlink.Order{Claim: &agentlink.Claim{
 		Application: c.Spec,
-		Image:       agentlink.Image{RootFS: img.RootFS, RootPartition: img.RootPartition},
+		Image:       claimed(img),
 		Volumes:     logins,
 		Lease:       agentlink.LeasePolicy{Lease: policy.Lease, DropBound: policy.DropBound},
 	}})
@@ -63,7 +63,33 @@ func (a *agents) image(c haengine.Claim) (images.Image, error) {
 	if x, ok := a.attempts.byNode(c.Node); ok && x.App == c.App && x.Epoch == c.Epoch {
 		return a.images.Resolve(x.Image)
 	}
-	return a.images.Resolve(c.Spec.Image)
+	// A node that is claimed as it is was not booted for this grant: what its root
+	// was cloned from is what it becomes.
+	root, err := a.volumes.store.Stat(rootName(c.App, c.Epoch))
+	if err != nil {
+		return images.Image{}, err
+	}
+	img, err := a.images.Resolve(c.Spec.Image)
+	if err == nil && img.Volume == root.Parent {
+		return img, nil
+	}
+	for _, img := range a.images.List() {
+		if img.Volume == root.Parent {
+			return img, nil
+		}
+	}
+	return images.Image{}, &hotspare.Error{
+		Code: hotspare.CodeNotFound, What: "the image of the application's root is gone", Where: root.Name,
+		Why: "it was cloned from " + root.Parent, Fix: "import the image again; the next attempt takes what the application names",
+	}
+}
+
+// claimed gives what the agent must know of an image.
+func claimed(img images.Image) agentlink.Image {
+	return agentlink.Image{
+		RootFS: img.RootFS, RootPartition: img.RootPartition, Kernel: img.Kernel.Version,
+		Process: len(img.Facts.Starts) > 0 && img.Facts.Init == "", // images of earlier versions say nothing of their init
+	}
 }
 
 // Release orders an orderly stop and waits for its attestation.
@@ -112,6 +138,10 @@ func (a *agents) Joined(ctx context.Context, s server.Session) {
 	if !ok || x.BootID != s.BootID {
 		return // of a start that was taken back: its heartbeats are answered with a drop
 	}
+	if x.Mode == forStandby {
+		a.parked(ctx, x, s.Node, s.BootID, s.Facts)
+		return
+	}
 	a.submit(ctx, haengine.Joined{Node: s.Node, BootID: s.BootID, App: x.App, Epoch: x.Epoch})
 }
 
@@ -136,9 +166,24 @@ func (a *agents) Heartbeat(ctx context.Context, s server.Session, h agentlink.He
 		// lease runs out by itself when this goes on.
 		return agentlink.HeartbeatAck{Reason: "the engine does not answer: " + err.Error()}
 	}
-	return agentlink.HeartbeatAck{
+	ack := agentlink.HeartbeatAck{
 		Granted: lease.Granted, Drop: h.App != "" && !lease.Granted, Reason: lease.Reason.Text, Lease: lease.Duration, Epoch: uint64(lease.Epoch),
 	}
+	if h.App == "" {
+		ack.Over = a.over()
+	}
+	return ack
+}
+
+// over tells a node that waits which epochs have ended, so that it refuses an
+// order of one that comes late (SAFETY: the performer refuses a lower epoch).
+func (a *agents) over() map[string]uint64 {
+	apps := a.engine.Snapshot().Durable.Apps
+	out := make(map[string]uint64, len(apps))
+	for name, app := range apps {
+		out[name] = uint64(app.Epoch)
+	}
+	return out
 }
 
 // Report passes the agent's word about its service group on.

@@ -187,14 +187,14 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	}
 	a.agents = &agents{cfg: a.cfg, attempts: a.attempts, volumes: a.volumes, images: a.images, ladders: a.ladders, log: a.log.With("part", "agents")}
 	a.engine, err = runner.New(ctx, runner.Options{
-		Journal: a.state, Power: a.bmcs, Booter: a.boots, Volumes: a.volumes, Agents: a.agents, Preparer: preparer{},
+		Journal: a.state, Power: a.bmcs, Booter: a.boots, Volumes: a.volumes, Agents: a.agents, Preparer: preparer{a.boots},
 		Prober: prober{iface: a.cfg.Network.Interface, wait: 300 * time.Millisecond}, Notifier: notifier{a.log.With("part", "notify")},
 		Log: a.log.With("part", "engine"),
 	})
 	if err != nil {
 		return err
 	}
-	a.agents.engine = a.engine
+	a.agents.engine, a.boots.send = a.engine, a.agents.send
 	return nil
 }
 

@@ -50,6 +50,17 @@ const (
 	forPreload attemptMode = "preload" // no boot: a parked node reads kernel and initramfs
 )
 
+// purpose says what a boot is for, for people.
+func (x attempt) purpose() string {
+	switch x.Mode {
+	case forStandby:
+		return "it waits in standby on the kernel of " + x.Image
+	case forPreload:
+		return "it keeps " + x.Image + " ready"
+	}
+	return fmt.Sprintf("it becomes %s under epoch %d (%s)", x.App, x.Epoch, x.Way)
+}
+
 // joinLife is how long a join token may be redeemed after it was fetched
 // (SAFETY, trust level L1: at most 10 minutes).
 const joinLife = 10 * time.Minute

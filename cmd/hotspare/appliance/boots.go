@@ -3,6 +3,7 @@ package appliance
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -32,6 +33,9 @@ type boots struct {
 	byMAC    func(boot.MAC) (*haengine.NodeState, bool)
 	ladders  *ladders // what is seen of boots
 	log      *slog.Logger
+
+	// send gives an order to a node's agent; set before anything is served.
+	send func(ctx context.Context, h haengine.Order, bootID string, o agentlink.Order) error
 }
 
 // Boot prepares the answers for the node and powers it on. A node that joined
@@ -42,8 +46,8 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	if !ok {
 		return &hotspare.Error{Code: hotspare.CodeNotFound, What: "there is no such node", Where: o.Node, Fix: "hotspare get nodes"}
 	}
-	if o.Way != haengine.WayColdISCSI && o.Way != haengine.WayColdSAN || o.BootID != "" {
-		return &hotspare.Error{Code: hotspare.CodeInvalid, What: fmt.Sprintf("the way %s is not offered", o.Way), Where: o.App, Fix: "use cold-iscsi"}
+	if !composed(o.Way) {
+		return notComposed("the way "+string(o.Way), o.App)
 	}
 	img, err := b.images.Resolve(o.Image)
 	if err != nil {
@@ -53,6 +57,9 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 		if _, err := b.initramfs(ctx, img); err != nil {
 			return err
 		}
+	}
+	if o.BootID != "" {
+		return b.kexec(ctx, o, n.Spec, img)
 	}
 	x, err := b.attempts.begin(n.Spec, o, img.Ref())
 	if err != nil {
@@ -84,7 +91,7 @@ func (b *boots) CancelBoot(_ context.Context, c haengine.CancelBoot) error {
 
 // Return removes the node's assignments when no command can reach it any more.
 func (b *boots) Return(ctx context.Context, o haengine.ReturnNode) error {
-	if err := b.attempts.end(o.Node, o.Epoch); err != nil {
+	if err := errors.Join(b.attempts.end(o.Node, o.Epoch), b.attempts.endTurn(o.Node, o.Turn)); err != nil {
 		return err
 	}
 	q, _, err := b.bmcs.queue(o.Node)
@@ -128,7 +135,7 @@ func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, erro
 		Node: x.Node, Approved: true, Kind: boot.KindStart, Token: x.BootToken, Epoch: uint64(x.Epoch), Arch: img.Arch,
 		Kernel: img.Kernel.Version, Initrd: "hotspare agent", Cmdline: b.cmdline(img),
 		MAC:    x.MACs[0],
-		Reason: fmt.Sprintf("it becomes %s under epoch %d (%s)", x.App, x.Epoch, x.Way),
+		Reason: x.purpose(),
 	}
 	b.firmware(&a)
 	if x.Way == haengine.WayColdSAN {
@@ -144,7 +151,7 @@ func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, erro
 		// The boot that was ordered has joined. A machine that asks again has
 		// started by itself: its grant is bound to the boot id that joined.
 		a.Kind, a.Token = boot.KindNone, ""
-		a.Reason = fmt.Sprintf("the boot of epoch %d has joined already; a further one carries nothing until hotspare orders it", x.Epoch)
+		a.Reason = "the boot that was ordered has joined already (" + x.purpose() + "); a further one carries nothing until hotspare orders it"
 	}
 	return a, nil
 }
@@ -219,13 +226,10 @@ func (b *boots) join(bootToken string) (httpboot.File, error) {
 	if err != nil {
 		return httpboot.File{}, err
 	}
-	text, err := agentlink.EncodeBootConfig(agentlink.BootConfig{
-		Node: x.Node, Appliance: b.cfg.link(), CA: string(b.ca()), Token: secret, Mode: agentlink.ModeStart, Epoch: uint64(x.Epoch),
-	})
+	archive, err := b.joinArchive(x, secret)
 	if err != nil {
 		return httpboot.File{}, err
 	}
-	archive := standby.JoinArchive(map[string][]byte{agentlink.BootConfigPath: text})
 	return httpboot.File{ReadSeekCloser: memory{bytes.NewReader(archive)}, ModTime: time.Time{}}, nil
 }
 

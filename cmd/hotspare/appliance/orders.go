@@ -51,6 +51,11 @@ func (a *Appliance) Apply(ctx context.Context, file string, src []byte, by strin
 		}
 	}
 	for _, e := range events {
+		if x, ok := e.(haengine.AppApplied); ok {
+			if err := a.tellImages(ctx, x.Application.Image); err != nil {
+				return nil, err
+			}
+		}
 		if err := a.engine.Submit(ctx, e); err != nil {
 			return nil, err
 		}
@@ -74,6 +79,11 @@ func (a *Appliance) check(st haengine.State, docs []manifest.Document, d *manife
 	case d.Pool != nil:
 		if err := d.Pool.Validate(); err != nil {
 			return nil, "", located(err, d)
+		}
+		if s := d.Pool.Standby; s != nil && s.Kernel != "" {
+			if _, err := a.boots.standbyImage(s.Kernel); err != nil {
+				return nil, "", located(err, d)
+			}
 		}
 		return haengine.PoolApplied{Pool: *d.Pool}, result(st.Durable.Pools[d.Pool.Name], *d.Pool), nil
 	case d.Node != nil:
@@ -302,7 +312,7 @@ func (a *Appliance) ImportImage(ctx context.Context, in api.ImageImport, by stri
 	if _, err := a.boots.initramfs(ctx, img); err != nil { // now rather than in the first failover
 		return api.Image{}, err
 	}
-	return imageView(img), nil
+	return imageView(img), a.tellImages(ctx)
 }
 
 func imageView(i images.Image) api.Image {
@@ -324,7 +334,10 @@ func (a *Appliance) DeleteImage(ctx context.Context, name, version, by string) e
 		}
 	}
 	a.log.InfoContext(ctx, "image deleted", "image", img.Ref(), "by", by)
-	return a.images.Delete(ctx, name, version)
+	if err := a.images.Delete(ctx, name, version); err != nil {
+		return err
+	}
+	return a.tellImages(ctx)
 }
 
 // Command takes an operator's order to the engine.

@@ -7,14 +7,23 @@ import (
 	"hotspare/haengine"
 )
 
-// preparer is runner.Preparer. This version composes no standby: it refuses, and
-// the engine says so and goes on with cold starts.
-type preparer struct{}
+// preparer is runner.Preparer. What is not composed it refuses, and the engine says
+// so and goes on with other ways.
+type preparer struct{ boots *boots }
+
+// composed says which ways this version starts.
+func composed(w haengine.Way) bool {
+	switch w {
+	case haengine.WayStandbySwitch, haengine.WayStandbyKexec, haengine.WayColdISCSI, haengine.WayColdSAN:
+		return true
+	}
+	return false
+}
 
 func notComposed(what, where string) error {
 	return &hotspare.Error{
 		Code: hotspare.CodeInvalid, What: what + " is not offered by this version", Where: where,
-		Fix: "remove `standby` from the pool and the ways from the application's policy",
+		Fix: "remove it from `ways` of the application's policy",
 	}
 }
 
@@ -23,17 +32,7 @@ func (preparer) Install(_ context.Context, i haengine.Install) (haengine.LocalCo
 	return haengine.LocalCopy{}, notComposed("installing on a local disk", i.Node)
 }
 
-// Preload refuses.
-func (preparer) Preload(_ context.Context, p haengine.Preload) error {
-	return notComposed("preloading a node in standby", p.Node)
-}
-
 // DisableCopies refuses.
 func (preparer) DisableCopies(_ context.Context, d haengine.DisableCopies) error {
 	return notComposed("disabling local copies", d.Node)
-}
-
-// Park refuses.
-func (b *boots) Park(_ context.Context, p haengine.ParkNode) error {
-	return notComposed("standby", p.Node)
 }

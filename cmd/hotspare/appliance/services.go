@@ -135,7 +135,7 @@ func (a *Appliance) serveTFTP(site boot.Site) error {
 		files[name] = func() (io.ReadSeekCloser, error) { return a.boots.loader(name) }
 	}
 	s, err := tftp.New(tftp.Options{
-		Listen: netip.AddrPortFrom(a.cfg.Network.Address.Addr(), a.cfg.Network.TFTPPort).String(), Files: files, Resolve: a.boots.overTFTP(site),
+		Listen: netip.AddrPortFrom(a.cfg.Network.Address.Addr(), a.cfg.Network.TFTPPort).String(), Files: files, Resolve: a.overTFTP(site),
 		MACOf: a.macOf, Holder: dhcp.PortHolder, Recorder: a.recorder, Log: a.log.With("part", "tftp"),
 	})
 	if err != nil {
@@ -225,6 +225,9 @@ func (a *Appliance) serveEngine(ctx context.Context) error {
 		if err := a.engine.Submit(ctx, f); err != nil {
 			return err
 		}
+	}
+	if err := a.tellImages(ctx); err != nil {
+		return err
 	}
 	a.parts.run("agents' link", a.link.Serve)
 	a.parts.run("monitors", a.watching)

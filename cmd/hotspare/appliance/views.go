@@ -99,6 +99,14 @@ func (a *Appliance) nodeView(st haengine.State, n *haengine.NodeState) api.Node 
 		Phase: string(n.Phase), Reason: n.Reason, Power: string(haengine.PowerUnknown), Application: n.Owner,
 		Epoch: uint64(n.Epoch), BootID: n.BootID, Address: a.lease(n.Spec),
 	}}
+	if p := n.Park; p != nil {
+		v.Status.Standby = &api.Parking{
+			State: api.StandbyBooting, For: p.Apps, Image: p.Image, Kernel: p.Kernel, Since: wall(p.Since), Loaded: p.Loaded, Why: p.Refused,
+		}
+		if p.BootID != "" {
+			v.Status.Standby.State = api.StandbyParked
+		}
+	}
 	if s := st.Soft.Nodes[n.Spec.Name]; s != nil {
 		if s.Power != "" {
 			v.Status.Power = string(s.Power)

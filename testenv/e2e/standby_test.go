@@ -1,0 +1,77 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"time"
+
+	"hotspare/testenv/lab"
+	"hotspare/ui/api"
+)
+
+// pool applies the pool's document with this standby policy.
+func (w *world) pool(standby string) {
+	w.t.Helper()
+	path := filepath.Join(w.t.TempDir(), "pool.yaml")
+	if err := os.WriteFile(path, []byte("kind: pool\nname: rack1\n"+standby), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	w.hotspare("apply", "-f", path)
+}
+
+// parked waits until a node of the pool waits in standby with all that orders
+// needs, and gives its name.
+func (w *world) parked() string {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	var name string
+	begun := time.Now()
+	if _, err := w.site.Until(ctx, "a node in standby", func(s api.Snapshot) bool {
+		for _, n := range s.Nodes {
+			if x := n.Status.Standby; x != nil && x.State == api.StandbyParked && len(x.Loaded) > 0 {
+				name = n.Name
+				return true
+			}
+		}
+		return false
+	}); err != nil {
+		w.stuck(err)
+	}
+	w.t.Logf("%s is in standby after %.1f s", name, time.Since(begun).Seconds())
+	return name
+}
+
+// fromStandby: the spare is past its firmware and runs the database's kernel
+// already, so it becomes the database without a boot.
+func fromStandby(w *world) {
+	w.pool("standby: {nodes: 1, for: [orders]}\n")
+	spare := w.parked()
+	before := w.orders()
+	cut := time.Now()
+	w.fail(before.Status.Node, lab.PowerCut, "")
+	after, record := w.moved(before, cut)
+	if record.Way != "standby-switch" || after.Status.Node != spare {
+		w.t.Errorf("it went to %s by %s, %s was in standby for it", after.Status.Node, record.Way, spare)
+	}
+	w.settled(before.Status.Node)
+}
+
+// fromStandbyByKexec: web's kernel is another than the one that the spare waits
+// on, so the spare executes it, past its firmware all the same.
+func fromStandbyByKexec(w *world) {
+	spare := w.parked()
+	before := w.application("web")
+	w.hotspare("failover", "web", "--to", spare)
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	after, record, err := w.site.Moved(ctx, "web", before.Status.Epoch)
+	if err != nil {
+		w.stuck(err)
+	}
+	if record.Way != "standby-kexec" || after.Status.Node != spare {
+		w.t.Errorf("web went to %s by %s, asked for was %s", after.Status.Node, record.Way, spare)
+	}
+	w.t.Logf("web moved to %s by %s; phases %v", after.Status.Node, record.Way, record.Seconds)
+}
