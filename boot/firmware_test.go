@@ -227,10 +227,18 @@ func TestSANBootHasItsSecretAndNothingElse(t *testing.T) {
 	if o, _ := port80().Plan(boot.Request{Protocol: boot.HTTP, Stage: boot.StageIPXE, Path: p}, startOf("n1")); o.Kind != boot.OfferDeny {
 		t.Errorf("a start with an agent gets the volume's secret by HTTP: %s", o.Kind)
 	}
-	// Nothing with a secret goes over TFTP.
+	// A SAN boot has nothing over TFTP; a start has what GRUB needs, behind its token.
 	for _, file := range []string{"boot/" + goodToken + "/san", "boot/" + goodToken + "/join", "boot/" + goodToken + "/kernel", "ipxe/" + goodToken} {
 		if o, _ := port80().Plan(boot.Request{Protocol: boot.TFTP, File: file}, san); o.Kind != boot.OfferDeny {
 			t.Errorf("%s over TFTP: %s", file, o.Kind)
+		}
+	}
+	for _, art := range []string{"kernel", "initrd", "join"} {
+		if o, _ := port80().Plan(boot.Request{Protocol: boot.TFTP, File: "boot/" + goodToken + "/" + art}, startOf("n1")); o.Kind != boot.OfferContent || string(o.Artefact) != art {
+			t.Errorf("%s over TFTP: %s", art, o.Kind)
+		}
+		if o, _ := port80().Plan(boot.Request{Protocol: boot.TFTP, File: "boot/" + otherToken + "/" + art}, startOf("n1")); o.Kind != boot.OfferDeny {
+			t.Errorf("%s over TFTP behind another token: %s", art, o.Kind)
 		}
 	}
 	san.Modes = []boot.Firmware{boot.FirmwareBIOS}

@@ -8,9 +8,8 @@ import (
 // Artefact names what a boot path leads to.
 type Artefact string
 
-// The artefacts that are served over HTTP. GRUB fetches everything from the folder
-// that its shim came from, so those below /grub/ are served over TFTP too, by the
-// same names.
+// The artefacts that are served over HTTP. GRUB fetches over TFTP, so those below
+// /grub/, kernel, initrd and join are served there too, by the same names.
 const (
 	ArtefactNone       Artefact = ""
 	ArtefactScript     Artefact = "script"     // /ipxe/TOKEN

@@ -108,13 +108,6 @@ func (s Site) planLoader(r Request, a Assignment) (Offer, Reason) {
 	path := Path{Artefact: ArtefactLoader, Name: name}
 	file := name
 	if KindOf(name) == LoaderGRUB {
-		if s.HTTPPort != 0 && s.HTTPPort != 80 {
-			return Offer{Kind: OfferNothing}, Reason{
-				Rule: RuleNoLoader, Code: hotspare.CodeArchMismatch,
-				Text: fmt.Sprintf("the firmware is %s and its loader %s fetches from port 80 only, boot files are served on port %d", r.Arch, name, s.HTTPPort),
-				Fix:  "serve boot files on port 80, or name an iPXE as the loader of this architecture",
-			}
-		}
 		// GRUB asks no DHCP server: what is meant for the machine is in the folder
 		// that its loader comes from.
 		verdict, reason := judge(r, a, LoaderGRUB)
@@ -140,15 +133,20 @@ func noLoaderFix(arch Arch, a Assignment) string {
 	return "install or name a loader for this architecture (docs/boot.md), or exclude the machine from the pool"
 }
 
-// planTFTP answers for files. What GRUB fetches has the same names as over HTTP.
+// planTFTP answers for files. What GRUB fetches has the same names as over HTTP,
+// for a signed GRUB has no other protocol: kernel, archives and all.
 func (s Site) planTFTP(r Request, a Assignment) (Offer, Reason) {
 	name := strings.TrimPrefix(r.File, "/")
 	if s.serves(name) {
 		return loaderContent(name)
 	}
-	if p, ok := ParsePath("/" + name); ok && strings.HasPrefix(name, "grub/") {
-		r.Path = p
+	p, ok := ParsePath("/" + name)
+	r.Path = p
+	switch {
+	case ok && strings.HasPrefix(name, "grub/"):
 		return s.planGRUB(r, a)
+	case p.Artefact == ArtefactKernel, p.Artefact == ArtefactInitrd, p.Artefact == ArtefactJoin:
+		return s.planToken(r, a)
 	}
 	return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: fmt.Sprintf("no such file over TFTP: %.80q", RedactFile(r.File))}
 }
@@ -270,7 +268,7 @@ func (s Site) planScript(r Request, a Assignment, lang Language) (Offer, Reason)
 	var sc Script
 	switch verdict {
 	case ScriptStart:
-		sc = s.startScript(a, reason)
+		sc = s.startScript(a, reason, lang)
 	case ScriptSAN:
 		sc = Script{
 			Kind: ScriptSAN, Title: reason.Text, Attempt: attempt(a.Token), Again: s.again(),
@@ -382,22 +380,29 @@ func Undecided() Reason {
 	return Reason{Rule: RuleUndecided, Code: hotspare.CodeUnavailable, Text: "the appliance cannot say now what this machine shall do", Fix: "look into the appliance's log"}
 }
 
-func (s Site) startScript(a Assignment, reason Reason) Script {
+func (s Site) startScript(a Assignment, reason Reason, lang Language) Script {
+	url := func(art Artefact) string {
+		p := Path{Artefact: art, Token: a.Token}
+		if lang == LanguageGRUB {
+			return "tftp://" + s.Server.String() + p.String()
+		}
+		return s.url(p)
+	}
 	sc := Script{
 		Kind:    ScriptStart,
 		Title:   reason.Text,
-		Kernel:  s.url(Path{Artefact: ArtefactKernel, Token: a.Token}),
+		Kernel:  url(ArtefactKernel),
 		Cmdline: a.Cmdline,
 		Attempt: attempt(a.Token),
 		MAC:     a.MAC,
 		Again:   s.again(),
 	}
 	if a.Initrd != "" || a.Kind == KindStart {
-		sc.Initrds = append(sc.Initrds, Initrd{Name: string(ArtefactInitrd), URL: s.url(Path{Artefact: ArtefactInitrd, Token: a.Token})})
+		sc.Initrds = append(sc.Initrds, Initrd{Name: string(ArtefactInitrd), URL: url(ArtefactInitrd)})
 	}
 	if a.Kind == KindStart {
 		// Last, for it is served once: all that may fail has succeeded by then.
-		sc.Initrds = append(sc.Initrds, Initrd{Name: string(ArtefactJoin), URL: s.url(Path{Artefact: ArtefactJoin, Token: a.Token}), Once: true})
+		sc.Initrds = append(sc.Initrds, Initrd{Name: string(ArtefactJoin), URL: url(ArtefactJoin), Once: true})
 	}
 	return sc
 }

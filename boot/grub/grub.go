@@ -198,12 +198,12 @@ func (w *writer) word(what, v string) string {
 	return v
 }
 
-// file gives a URL as GRUB names a file: (http,10.77.0.1)/boot/.... GRUB 2.06
-// knows no other port than 80.
+// file gives a URL as GRUB names a file: (tftp,10.77.0.1)/boot/.... Debian's
+// signed GRUB has no module for HTTP, and none can be loaded.
 func (w *writer) file(what, v string) string {
 	u, err := url.Parse(v)
-	if err != nil || u.Scheme != "http" || u.Port() != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		w.fail(what, v, "want an http URL without port and query: GRUB fetches from port 80")
+	if err != nil || u.Scheme != "tftp" || u.Port() != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		w.fail(what, v, "want a tftp URL without port and query")
 		return ""
 	}
 	if a, err := netip.ParseAddr(u.Hostname()); err != nil || !a.Is4() {
@@ -215,7 +215,7 @@ func (w *writer) file(what, v string) string {
 			break
 		}
 	}
-	return "(http," + u.Hostname() + ")" + u.Path
+	return "(tftp," + u.Hostname() + ")" + u.Path
 }
 
 // cmdline takes the kernel's arguments apart at single blanks.

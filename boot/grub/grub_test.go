@@ -67,9 +67,9 @@ func lex(t testing.TB, script string) [][]string {
 
 func start(cmdline string) boot.Script {
 	return boot.Script{
-		Kind: boot.ScriptStart, Language: boot.LanguageGRUB, Title: "node n1 starts", Kernel: "http://10.77.0.1/boot/T/kernel", Cmdline: cmdline, Again: 20 * time.Second, Attempt: "a1b2c3",
+		Kind: boot.ScriptStart, Language: boot.LanguageGRUB, Title: "node n1 starts", Kernel: "tftp://10.77.0.1/boot/T/kernel", Cmdline: cmdline, Again: 20 * time.Second, Attempt: "a1b2c3",
 		MAC:     boot.MAC{0x52, 0x54, 0, 0x77, 0, 1},
-		Initrds: []boot.Initrd{{Name: "initrd", URL: "http://10.77.0.1/boot/T/initrd"}, {Name: "join", URL: "http://10.77.0.1/boot/T/join", Once: true}},
+		Initrds: []boot.Initrd{{Name: "initrd", URL: "tftp://10.77.0.1/boot/T/initrd"}, {Name: "join", URL: "tftp://10.77.0.1/boot/T/join", Once: true}},
 	}
 }
 
@@ -83,9 +83,9 @@ echo 'hotspare: node n1 starts'
 if [ "$hotspare_once" = 'a1b2c3' ]; then
   echo 'hotspare: this boot attempt has failed, a new one is needed'
 else
-if linux (http,10.77.0.1)/boot/T/kernel 'root=/dev/x' 'console=ttyS0' 'a=$b' '--' 'single' 'BOOTIF=01-52-54-00-77-00-01'; then
+if linux (tftp,10.77.0.1)/boot/T/kernel 'root=/dev/x' 'console=ttyS0' 'a=$b' '--' 'single' 'BOOTIF=01-52-54-00-77-00-01'; then
   set hotspare_once='a1b2c3'
-  if initrd (http,10.77.0.1)/boot/T/initrd (http,10.77.0.1)/boot/T/join; then
+  if initrd (tftp,10.77.0.1)/boot/T/initrd (tftp,10.77.0.1)/boot/T/join; then
     echo 'hotspare: all fetched, the kernel starts'
     boot
     echo 'hotspare: FAILED to start the kernel; the message of GRUB is above'
@@ -152,13 +152,13 @@ func TestValuesThatGRUBWouldTakeApartAreRefused(t *testing.T) {
 	}
 	for _, change := range []func(*boot.Script){
 		func(s *boot.Script) { s.Kernel = "" },
-		func(s *boot.Script) { s.Kernel = "tftp://10.77.0.1/x" },
+		func(s *boot.Script) { s.Kernel = "http://10.77.0.1/x" },
 		func(s *boot.Script) { s.Kernel = "https://10.77.0.1/x" },
-		func(s *boot.Script) { s.Kernel = "http://10.77.0.1:8081/x" },
-		func(s *boot.Script) { s.Kernel = "http://example.org/x" },
-		func(s *boot.Script) { s.Kernel = "http://10.77.0.1/x;reboot" },
-		func(s *boot.Script) { s.Kernel = "http://10.77.0.1/x%20reboot" },
-		func(s *boot.Script) { s.Initrds[1].URL = "http://10.77.0.1/$x" },
+		func(s *boot.Script) { s.Kernel = "tftp://10.77.0.1:69/x" },
+		func(s *boot.Script) { s.Kernel = "tftp://example.org/x" },
+		func(s *boot.Script) { s.Kernel = "tftp://10.77.0.1/x;reboot" },
+		func(s *boot.Script) { s.Kernel = "tftp://10.77.0.1/x%20reboot" },
+		func(s *boot.Script) { s.Initrds[1].URL = "tftp://10.77.0.1/$x" },
 		func(s *boot.Script) { s.Attempt = "" },
 		func(s *boot.Script) { s.Attempt = "x'; exit" },
 		func(s *boot.Script) { s.Kind = boot.ScriptSAN },

@@ -326,7 +326,7 @@ func TestGRUBWaitsWhateverFails(t *testing.T) {
 		}
 	}
 	f.set(f.assignment, nil, nil)
-	if r := f.do(t, "GET", "/grub/"+goodToken+"/grub.cfg"); r.StatusCode != 200 || !strings.Contains(r.body, "if linux (http,127.0.0.1)/boot/"+goodToken+"/kernel") {
+	if r := f.do(t, "GET", "/grub/"+goodToken+"/grub.cfg"); r.StatusCode != 200 || !strings.Contains(r.body, "if linux (tftp,127.0.0.1)/boot/"+goodToken+"/kernel") {
 		t.Errorf("a start: %s %q", r.Status, r.body)
 	}
 	for _, failure := range []error{nil, errors.New("store")} {
