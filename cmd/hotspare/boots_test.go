@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -68,5 +70,61 @@ func TestExplainBootDrawsTheLadder(t *testing.T) {
 func TestTablesAreHarmlessForATerminal(t *testing.T) {
 	if s := brief("n1\x1b[2J\u202e"); strings.ContainsAny(s, "\x1b\u202e") {
 		t.Errorf("%q", s)
+	}
+}
+
+// Of the interface that every command must speak, see contract_test.go.
+
+func (a *everything) Boots(context.Context) ([]boot.Ladder, error) {
+	a.note("boots")
+	return nil, nil
+}
+
+func (a *everything) BootsOf(_ context.Context, name string) ([]boot.Ladder, error) {
+	a.note("boots", name)
+	return []boot.Ladder{}, nil
+}
+
+func (a *everything) Machines(context.Context) ([]api.Machine, error) {
+	a.note("machines")
+	return []api.Machine{}, nil
+}
+
+func (a *everything) Machine(_ context.Context, name string) (api.Machine, error) {
+	a.note("machine", name)
+	return api.Machine{ID: name, MACs: []string{}}, nil
+}
+
+func (a *everything) ApproveMachine(_ context.Context, name string, in api.Approval, _ string) (api.Applied, error) {
+	a.note("approve", name, in.Name, in.Pool, in.BMC.Address, in.BMC.User, in.BMC.Password, fmt.Sprint(in.MemoryMiB), in.Labels["rack"])
+	return api.Applied{Kind: "node", Name: in.Name, Result: "created"}, nil
+}
+
+func (a *everything) IgnoreMachine(_ context.Context, name, _ string, undo bool) error {
+	a.note("ignore", name, fmt.Sprint(undo))
+	return nil
+}
+
+func (a *everything) ForgetMachine(_ context.Context, name, _ string) error {
+	a.note("forget", name)
+	return nil
+}
+
+// getCalls are further kinds of `get`, which the contract test calls once.
+func TestGetKnowsBootsAndMachines(t *testing.T) {
+	at := time.Now().Add(-3 * time.Second)
+	machines := []api.Machine{{
+		ID: "52:54:00:77:00:05", State: "discovered", MACs: []string{"52:54:00:77:00:05"}, Firmware: "x86-64 UEFI (7)", FirstSeen: at, LastSeen: at,
+		Facts: &api.MachineFacts{Vendor: "Acme\x1b[2J", CPUs: 4, MemoryMiB: 8192, Disks: []api.MachineDisk{{Name: "sda", Bytes: 1 << 40}}},
+	}}
+	sock := server(t, map[string]any{"GET /api/v1/machines": machines, "GET /api/v1/machines/52:54:00:77:00:05": machines[0]})
+	for _, args := range [][]string{{"get", "machines"}, {"get", "machine", "52:54:00:77:00:05"}, {"get", "machines", "-o", "wide"}} {
+		code, out, errs := call(t, append(args, "--socket", sock)...)
+		if code != 0 || !strings.Contains(out, "discovered") || !strings.Contains(out, "8192Mi") || strings.Contains(out, "\x1b") {
+			t.Errorf("%v: %d %s\n%s", args, code, errs, out)
+		}
+	}
+	if code, _, errs := call(t, "node", "approve", "52:54:00:77:00:05", "--name", "n5", "--pool", "p", "--socket", sock); code != 2 || !strings.Contains(errs, "--bmc") {
+		t.Errorf("without a BMC: %d %s", code, errs)
 	}
 }

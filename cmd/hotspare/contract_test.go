@@ -76,7 +76,7 @@ func (a *everything) Follow(context.Context, uint64) (<-chan api.Event, error) {
 func TestTheCommandLineSpeaksTheDocumentedInterface(t *testing.T) {
 	a := &everything{}
 	srv, err := api.New(api.Options{
-		Verbs: api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, Tasks: a},
+		Verbs: api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, Tasks: a, Booting: a, Discoverer: a},
 		Token: hotspare.NewSecret("unused over the socket"),
 	})
 	if err != nil {
@@ -106,6 +106,10 @@ func TestTheCommandLineSpeaksTheDocumentedInterface(t *testing.T) {
 		"app unfreeze":      {"orders", "unfreeze application orders   "},
 		"node confirm-off":  {"n1 --reason seen", "confirm-off node n1  seen "},
 		"node unquarantine": {"n1", "unquarantine node n1   "},
+		"node approve":      {"52:54:00:77:00:05 --name n5 --pool rack1 --bmc 10.78.0.15 --bmc-user admin --memory 4096 --label rack=7", "approve 52:54:00:77:00:05 n5 rack1 10.78.0.15 admin  4096 7"},
+		"machine ignore":    {"52:54:00:77:00:05", "ignore 52:54:00:77:00:05 false"},
+		"machine unignore":  {"52:54:00:77:00:05", "ignore 52:54:00:77:00:05 true"},
+		"machine forget":    {"52:54:00:77:00:05", "forget 52:54:00:77:00:05"},
 		"site freeze":       {"--for 2h", "freeze site    2h"},
 		"site unfreeze":     {"", "unfreeze site    "},
 		"explain":           {"app orders", "explain app orders"},

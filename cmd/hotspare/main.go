@@ -97,7 +97,7 @@ func command() *cobra.Command {
 	root.AddCommand(
 		serveCommand(),
 		applyCommand(&c), getCommand(&c), describeCommand(&c), deleteCommand(&c),
-		imageCommand(&c), appCommand(&c), nodeCommand(&c), siteCommand(&c),
+		imageCommand(&c), appCommand(&c), nodeCommand(&c), machineCommand(&c), siteCommand(&c),
 		volumeCommand(&c), storageCommand(&c), tasksCommand(&c),
 		explainCommand(&c), eventsCommand(&c),
 	)

@@ -126,6 +126,7 @@ func appCommand(c *connection) *cobra.Command {
 func nodeCommand(c *connection) *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "Give orders about a node"}
 	cmd.AddCommand(
+		approveCommand(c),
 		order(c, "nodes", "confirm-off", "Vouch that a node is off: evidence that the engine accepts", reason),
 		order(c, "nodes", "unquarantine", "Let a node be chosen again", reason),
 	)

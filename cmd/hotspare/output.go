@@ -101,6 +101,8 @@ func listing(out io.Writer, kind, format string, raw json.RawMessage) error {
 		return typed(out, format, raw, volumeRows, func(v api.Volume) string { return "volume/" + v.Name })
 	case "applications":
 		return typed(out, format, raw, applicationRows, func(a api.Application) string { return "application/" + a.Name })
+	case "machines":
+		return typed(out, format, raw, machineRows, func(m api.Machine) string { return "machine/" + m.ID })
 	case "boots":
 		return typed(out, format, raw, bootRows, func(l boot.Ladder) string { return "boot/" + l.MAC.String() })
 	}

@@ -14,6 +14,8 @@ type Verbs struct {
 	Keeper    Keeper // with Tasks; nil: no operations on volumes
 	Tasks     Tasks
 	Booting   Booting // nil: no boots
+
+	Discoverer Discoverer // nil: no machines beside the nodes
 }
 
 // Viewer gives the state as it is shown.

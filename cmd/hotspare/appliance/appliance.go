@@ -68,6 +68,8 @@ type Appliance struct {
 	dhcp     *dhcp.Server // nil when DHCP is off
 	recorder *boot.Recorder
 	ladders  *ladders
+	machines *machines // that are no nodes
+	finder   *discovery
 	floors   []haengine.EpochFloor // found by reconcile, told to the engine first
 	tasks    *tasks
 	scrubs   *scrubs
@@ -181,9 +183,12 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	traces := filepath.Join(a.cfg.State, "boot-traces.json")
 	a.ladders.load(traces)
 	a.parts.run("boot traces", a.ladders.keep(traces))
+	if err := a.openDiscovery(); err != nil {
+		return err
+	}
 	a.boots = &boots{
 		cfg: a.cfg, attempts: a.attempts, bmcs: a.bmcs, images: a.images, cache: filepath.Join(a.cfg.State, "initramfs"),
-		nodes: a.node, byMAC: a.nodeByMAC, volumes: a.volumes, ladders: a.ladders, log: a.log.With("part", "boot"),
+		nodes: a.node, byMAC: a.nodeByMAC, volumes: a.volumes, ladders: a.ladders, finder: a.finder, log: a.log.With("part", "boot"),
 	}
 	a.agents = &agents{cfg: a.cfg, attempts: a.attempts, volumes: a.volumes, images: a.images, ladders: a.ladders, log: a.log.With("part", "agents")}
 	a.engine, err = runner.New(ctx, runner.Options{
@@ -216,7 +221,7 @@ func (a *Appliance) openLink(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.boots.ca = ca.PEM
+	a.boots.ca, a.finder.ca = ca.PEM, ca.PEM
 	ln, err := a.listen(ctx, "tcp", a.cfg.link())
 	if err != nil {
 		return err
@@ -228,7 +233,7 @@ func (a *Appliance) openLink(ctx context.Context) error {
 		return nil
 	})
 	a.link, err = server.New(server.Options{
-		Listener: ln, CA: ca, Tokens: a.agents, Handler: a.agents, Log: a.log.With("part", "link"),
+		Listener: ln, CA: ca, Tokens: a.agents, Handler: a.agents, Announced: a.finder.announced, Log: a.log.With("part", "link"),
 		Reused: func(ctx context.Context, r server.Reuse) {
 			a.compromised(ctx, a.attempts.owner(r.TokenHash), "its join token was presented twice, the second time from "+r.Remote)
 		},

@@ -32,6 +32,7 @@ type boots struct {
 	nodes    func(name string) (*haengine.NodeState, bool)
 	byMAC    func(boot.MAC) (*haengine.NodeState, bool)
 	ladders  *ladders // what is seen of boots
+	finder   *discovery
 	log      *slog.Logger
 
 	// send gives an order to a node's agent; set before anything is served.
@@ -119,13 +120,14 @@ func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, erro
 	var booting bool
 	if r.Path.Token != "" {
 		if x, booting = b.attempts.byToken(r.Path.Token); !booting {
-			return boot.Assignment{}, nil
+			a, _ := b.finder.byToken(r.Path.Token)
+			return a, nil
 		}
 	} else {
 		x, booting = b.attempts.byMAC(r.MAC)
 	}
 	if !booting {
-		return b.idle(r.MAC), nil
+		return b.idle(r), nil
 	}
 	img, err := b.images.Resolve(x.Image)
 	if err != nil {
@@ -174,14 +176,23 @@ func (b *boots) firmware(a *boot.Assignment) {
 }
 
 // idle is the answer for a machine that nothing was ordered for.
-func (b *boots) idle(m boot.MAC) boot.Assignment {
+func (b *boots) idle(r boot.Request) boot.Assignment {
+	m := r.MAC
 	n, ok := b.byMAC(m)
 	if !ok {
-		return boot.Assignment{}
+		return b.finder.stranger(r)
+	}
+	if !n.Spec.Approved {
+		if a, ok := b.finder.unapproved(m, n.Spec.Name); ok {
+			return a
+		}
 	}
 	reason := "nothing is ordered for it; it is in state " + string(n.Phase)
 	if n.Reason != "" {
 		reason += " (" + n.Reason + ")"
+	}
+	if trouble := b.ladders.trouble(m); trouble != "" {
+		reason += "; " + trouble
 	}
 	return boot.Assignment{
 		Node: n.Spec.Name, Approved: n.Spec.Approved, Kind: boot.KindNone, Reason: reason, MAC: m,
@@ -193,6 +204,9 @@ func (b *boots) idle(m boot.MAC) boot.Assignment {
 func (b *boots) Open(ctx context.Context, token string, what boot.Artefact) (httpboot.File, error) {
 	x, ok := b.attempts.byToken(token)
 	if !ok {
+		if f, ok, err := b.finder.open(ctx, token, what); ok {
+			return f, err
+		}
 		return httpboot.File{}, &hotspare.Error{Code: hotspare.CodeBootToken, What: "the boot token is not known any more", Fix: "power the node on through hotspare"}
 	}
 	switch what {

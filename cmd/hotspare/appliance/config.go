@@ -15,18 +15,19 @@ import (
 
 // Config is the appliance's configuration file, /etc/hotspare/hotspare.yaml.
 type Config struct {
-	State    string         `yaml:"state"`    // folder for everything durable
-	Socket   string         `yaml:"socket"`   // unix socket of the API, mode 0600
-	API      string         `yaml:"api"`      // further address of the API; it asks for the token
-	Network  NetworkConfig  `yaml:"network"`  // the segment that is served
-	Agent    string         `yaml:"agent"`    // static hotspare-agent binary that goes into initramfs
-	Loaders  string         `yaml:"loaders"`  // folder with undionly.kpxe, ipxe.efi, snponly.efi (Debian: package ipxe)
-	Firmware FirmwareConfig `yaml:"firmware"` // which of them each firmware gets
-	Console  string         `yaml:"console"`  // kernel console of booted nodes, e.g. ttyS0,115200
-	Cmdline  string         `yaml:"cmdline"`  // further kernel arguments of every node
-	Modules  string         `yaml:"modules"`  // module set of the initramfs: generic or lab
-	BMC      BMCConfig      `yaml:"bmc"`
-	Storage  StorageConfig  `yaml:"storage"`
+	State     string          `yaml:"state"`    // folder for everything durable
+	Socket    string          `yaml:"socket"`   // unix socket of the API, mode 0600
+	API       string          `yaml:"api"`      // further address of the API; it asks for the token
+	Network   NetworkConfig   `yaml:"network"`  // the segment that is served
+	Agent     string          `yaml:"agent"`    // static hotspare-agent binary that goes into initramfs
+	Loaders   string          `yaml:"loaders"`  // folder with undionly.kpxe, ipxe.efi, snponly.efi (Debian: package ipxe)
+	Firmware  FirmwareConfig  `yaml:"firmware"` // which of them each firmware gets
+	Console   string          `yaml:"console"`  // kernel console of booted nodes, e.g. ttyS0,115200
+	Cmdline   string          `yaml:"cmdline"`  // further kernel arguments of every node
+	Modules   string          `yaml:"modules"`  // module set of the initramfs: generic or lab
+	BMC       BMCConfig       `yaml:"bmc"`
+	Storage   StorageConfig   `yaml:"storage"`
+	Discovery DiscoveryConfig `yaml:"discovery"` // what machines get that nobody has approved
 }
 
 // NetworkConfig names the interface and what is served on it. A port of 0 means
@@ -102,6 +103,7 @@ func (c Config) WithDefaults() Config {
 	def(&c.Console, "ttyS0,115200")
 	def(&c.Modules, "generic")
 	def(&c.Network.DHCP.Mode, "off")
+	def(&c.Discovery.Mode, "wait")
 	port(&c.Network.HTTPPort, 80)
 	port(&c.Network.TFTPPort, 69)
 	port(&c.Network.ISCSIPort, 3260)
@@ -145,6 +147,9 @@ func (c Config) Validate(where string) error {
 	}
 	if err := c.Firmware.validate(); err != nil {
 		return bad("firmware: "+err.Error(), "docs/boot.md lists architectures and loaders")
+	}
+	if err := c.Discovery.validate(); err != nil {
+		return bad(err.Error(), "use wait or environment")
 	}
 	if c.Modules != "generic" && c.Modules != "lab" {
 		return bad(fmt.Sprintf("modules %q is not known", c.Modules), "use generic or lab")

@@ -412,6 +412,15 @@ func (l *ladders) sample(node string, s haengine.Sample) {
 	l.add(node, e)
 }
 
+// lease gives the machine that has an address of hotspare's DHCP.
+func (l *ladders) lease(addr netip.Addr) (boot.MAC, bool) {
+	s := l.dhcp.Load()
+	if s == nil {
+		return boot.MAC{}, false
+	}
+	return s.MACOf(addr)
+}
+
 // foreign names the other DHCP servers of the segment.
 func (l *ladders) foreign() []boot.Foreign {
 	s := l.dhcp.Load()

@@ -29,6 +29,10 @@ func (a *Appliance) Apply(ctx context.Context, file string, src []byte, by strin
 	if err != nil {
 		return nil, err
 	}
+	return a.applyDocuments(ctx, docs, by, dryRun)
+}
+
+func (a *Appliance) applyDocuments(ctx context.Context, docs []manifest.Document, by string, dryRun bool) ([]api.Applied, error) {
 	st := a.engine.Snapshot()
 	out := make([]api.Applied, 0, len(docs))
 	var events []haengine.Event
