@@ -2,6 +2,7 @@ package boot
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -265,24 +266,23 @@ func Plain(s string) string {
 	}, s)
 }
 
-// evict drops the machine that is unknown and silent for longest, or if all are
-// known, the one that is silent for longest.
+// evict drops the machines that are unknown and silent for longest, or if all are
+// known, those that are silent for longest: one in sixteen at once, for to find them
+// all are looked at, and a flood would make that cost each of its packets.
 func (c *Recorder) evict() {
-	var victim MAC
-	var found *record
-	for m, r := range c.all {
-		if found == nil || better(r, found) {
-			victim, found = m, r
+	all := slices.SortedFunc(maps.Keys(c.all), func(a, b MAC) int {
+		x, y := c.all[a], c.all[b]
+		if (x.node == "") != (y.node == "") {
+			if x.node == "" {
+				return -1
+			}
+			return 1
 		}
+		return cmp.Compare(x.seen, y.seen)
+	})
+	for _, m := range all[:max(1, c.machines/16)] {
+		delete(c.all, m)
 	}
-	delete(c.all, victim)
-}
-
-func better(r, than *record) bool {
-	if (r.node == "") != (than.node == "") {
-		return r.node == ""
-	}
-	return r.seen < than.seen
 }
 
 // Trace gives what is kept of one machine; ok is false when there is nothing.
