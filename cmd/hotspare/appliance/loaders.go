@@ -148,9 +148,10 @@ func (b *boots) loader(name string) (io.ReadSeekCloser, error) {
 	return os.Open(file)
 }
 
-// overTFTP answers for what shim and GRUB fetch over TFTP from the folder of a
-// boot: the decision is the plan's, as over HTTP.
-func (b *boots) overTFTP(site boot.Site) func(context.Context, boot.Request) (tftp.Resolved, error) {
+// overTFTP answers for what shim and GRUB fetch over TFTP: the decision is the
+// plan's, as over HTTP. They have no other protocol, so kernel, initramfs and the
+// join archive are among it.
+func (a *Appliance) overTFTP(site boot.Site) func(context.Context, boot.Request) (tftp.Resolved, error) {
 	return func(ctx context.Context, r boot.Request) (tftp.Resolved, error) {
 		if p, ok := boot.ParsePath("/" + r.File); ok {
 			r.Path = p
@@ -158,42 +159,60 @@ func (b *boots) overTFTP(site boot.Site) func(context.Context, boot.Request) (tf
 				r.MAC = p.MAC
 			}
 		}
-		asked, err := b.Assign(ctx, r)
+		asked, err := a.boots.Assign(ctx, r)
 		out := tftp.Resolved{Node: asked.Node, MAC: asked.MAC}
 		if err != nil {
-			b.log.ErrorContext(ctx, "boot decision failed", "file", boot.RedactFile(r.File), "err", err)
+			a.log.ErrorContext(ctx, "boot decision failed", "file", boot.RedactFile(r.File), "err", err)
 		}
-		out.File, out.Reason = b.fileFor(ctx, site, r, asked, err != nil)
+		offer, reason := site.Plan(r, asked)
+		out.Reason = reason
+		switch {
+		case offer.Kind == boot.OfferScript:
+			if err != nil && offer.Script.Kind == boot.ScriptWait {
+				out.Reason = boot.Undecided()
+				offer.Script.Lines = []string{"reason: " + out.Reason.String()}
+			}
+			out.File, out.Reason = a.grubScript(ctx, offer.Script, asked.Node, out.Reason)
+		case offer.Kind == boot.OfferContent && offer.Artefact == boot.ArtefactLoader:
+			out.File, err = a.boots.loader(offer.BootFile)
+			return out, err
+		case offer.Kind == boot.OfferContent:
+			return a.artefact(ctx, r, offer.Artefact, asked, out)
+		}
 		return out, nil
 	}
 }
 
-// fileFor opens what the plan says: a script in GRUB's language or a loader.
-func (b *boots) fileFor(ctx context.Context, site boot.Site, r boot.Request, asked boot.Assignment, undecided bool) (io.ReadSeekCloser, boot.Reason) {
-	offer, reason := site.Plan(r, asked)
-	if undecided && offer.Script.Kind == boot.ScriptWait {
-		reason = boot.Undecided()
-		offer.Script.Lines = []string{"reason: " + reason.String()}
-	}
-	switch offer.Kind {
-	case boot.OfferScript:
-		text, err := grub.Write(offer.Script)
+// grubScript writes a script; one that cannot be written becomes a wait that says
+// so on the machine's screen.
+func (a *Appliance) grubScript(ctx context.Context, s boot.Script, node string, reason boot.Reason) (io.ReadSeekCloser, boot.Reason) {
+	text, err := grub.Write(s)
+	if err != nil {
+		a.log.ErrorContext(ctx, "boot script refused", "node", node, "err", err)
+		reason = boot.Reason{Rule: boot.RuleUndecided, Code: hotspare.CodeOf(err), Text: "the boot script cannot be written: " + err.Error()}
+		text, err = grub.Write(boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.Text}, Again: s.Again})
 		if err != nil {
-			b.log.ErrorContext(ctx, "boot script refused", "node", asked.Node, "err", err)
-			reason = boot.Reason{Rule: boot.RuleUndecided, Code: hotspare.CodeOf(err), Text: "the boot script cannot be written: " + err.Error()}
-			text, err = grub.Write(boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.Text}, Again: site.Again})
-			if err != nil {
-				return nil, reason
-			}
+			return nil, reason
 		}
-		return memory{bytes.NewReader(text)}, reason
-	case boot.OfferContent:
-		f, err := b.loader(offer.BootFile)
-		if err != nil {
-			b.log.ErrorContext(ctx, "boot loader not available", "file", offer.BootFile, "err", err)
-			return nil, boot.Reason{Rule: boot.RuleTransferFail, Code: hotspare.CodeOf(err), Text: offer.BootFile + " cannot be opened", Fix: "look into the appliance's log"}
-		}
-		return f, reason
 	}
-	return nil, reason
+	return memory{bytes.NewReader(text)}, reason
+}
+
+// artefact opens what a boot token opens. The join archive goes out once, over
+// whichever protocol.
+func (a *Appliance) artefact(ctx context.Context, r boot.Request, what boot.Artefact, asked boot.Assignment, out tftp.Resolved) (tftp.Resolved, error) {
+	f, err := a.boots.Open(ctx, r.Path.Token, what)
+	if errors.Is(err, boot.ErrSpent) {
+		a.compromised(ctx, asked.Node, fmt.Sprintf("its join archive was asked for again by %s (%s)", r.Client, r.MAC))
+		out.Reason = boot.Reason{
+			Rule: boot.RuleSpent, Code: hotspare.CodeTokenReused, Text: "the join archive of this boot was fetched before; the boot attempt is void",
+			Fix: "find out who fetched it, then boot the node again",
+		}
+		return out, nil
+	}
+	if err != nil {
+		return out, err
+	}
+	out.File = f
+	return out, nil
 }
