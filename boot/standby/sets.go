@@ -24,10 +24,14 @@ func wants(req Request) []want {
 	add(false, true, "crc32c_generic", "crc32c_intel", "crc32c_arm64")
 	add(true, true, "sd_mod", "iscsi_tcp", req.RootFS)
 	add(false, false, "e1000", "e1000e", "i6300esb", "virtio_blk", "virtio_scsi")
+	// Roots in memory and in slots.
+	add(false, false, "overlay", "squashfs", "loop")
 	if req.Set == Generic {
 		add(false, false, genericNICs()...)
 		add(false, false, "iTCO_wdt", "softdog", "wdat_wdt", "sp5100_tco", "ipmi_si", "ipmi_devintf", "ipmi_watchdog")
-		add(false, false, "xfs", "btrfs", "overlay", "squashfs", "loop", "dm_mod", "iscsi_ibft")
+		add(false, false, "xfs", "btrfs", "dm_mod", "iscsi_ibft")
+		add(false, false, genericDisks()...)
+		add(false, false, "coretemp", "k10temp", "drivetemp") // sensors
 	}
 	add(true, true, req.Modules...)
 	return all
@@ -44,5 +48,16 @@ func genericNICs() []string {
 		"r8169", "realtek", // Realtek and its PHYs
 		"qede", "cxgb4", "be2net", "sfc", "atlantic", // Marvell, Chelsio, Emulex, AMD
 		"ena", "vmxnet3", "hv_netvsc", // virtual machines elsewhere
+	}
+}
+
+// genericDisks are the drivers of local disks and their controllers that servers
+// have, for installations.
+func genericDisks() []string {
+	return []string{
+		"nvme", "ahci", "ata_piix",
+		"megaraid_sas", "mpt3sas", "mpi3mr", // Broadcom
+		"hpsa", "smartpqi", "aacraid", // HPE, Microchip
+		"vmw_pvscsi", "mptspi", "hv_storvsc", "xen_blkfront", // virtual machines elsewhere
 	}
 }

@@ -34,6 +34,7 @@ func readFacts(l nic.Link, boot nic.Boot, mode agentlink.BootMode) agentlink.Fac
 		Mode:          mode,
 		Kexec:         kexec.Ability(),
 		NICs:          node.NICs(l.MAC.String()),
+		Disks:         localDisks(),
 	}
 	f.Firmware, f.SecureBoot = node.Firmware()
 	return f

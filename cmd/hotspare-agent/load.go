@@ -188,8 +188,10 @@ func (a *agent) order(ctx context.Context, o agentlink.Order) agentlink.Result {
 		return a.preload(ctx, o)
 	case o.Kexec != nil:
 		return a.kexec(ctx, o)
-	case o.Install != nil, o.Wipe != nil:
-		return failed(o, &hotspare.Error{Code: hotspare.CodeConflict, What: "this agent does not write to local disks"}, nil)
+	case o.Install != nil:
+		return a.install(ctx, o)
+	case o.Wipe != nil:
+		return a.wipe(ctx, o)
 	default:
 		return a.power(o)
 	}

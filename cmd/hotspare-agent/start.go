@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hotspare"
-	"hotspare/cmd/hotspare-agent/disk"
 	"hotspare/cmd/hotspare-agent/group"
 	"hotspare/cmd/hotspare-agent/pid1"
 	"hotspare/cmd/hotspare-agent/units"
@@ -152,25 +151,6 @@ func (a *agent) startImage(ctx context.Context, l *load) error {
 	}
 	a.out.mark("switch")
 	return a.timed(l, "switch root", func() error { return a.control.Switch(pid1.NewRoot, init) })
-}
-
-// mountRoot puts the image's root at pid1.NewRoot.
-func (a *agent) mountRoot(ctx context.Context, l *load) error {
-	image := l.claim.Image
-	fstype := image.RootFS
-	if fstype == "" {
-		fstype = "ext4"
-	}
-	switch image.Root {
-	case agentlink.RootOnVolume:
-		device, err := l.device(agentlink.RootVolume)
-		if err != nil {
-			return err
-		}
-		return disk.MountRoot(ctx, disk.Partition(device, image.RootPartition), fstype, pid1.NewRoot)
-	default:
-		return &hotspare.Error{Code: hotspare.CodeInvalid, What: "this agent knows no such root", Where: string(image.Root)}
-	}
 }
 
 // superseded says whether another grant of the application has been made since:

@@ -55,8 +55,8 @@ func (f files) artefact(t *testing.T, name, path string) agentlink.Artefact {
 	return agentlink.Artefact{URL: f.base + name, SHA256: hex.EncodeToString(sum[:]), Bytes: int64(len(text))}
 }
 
-// makeServiceImage makes an image that is one process, as an ext4 file system.
-func makeServiceImage(t *testing.T) string {
+// makeServiceRoot makes the files of an image that is one process.
+func makeServiceRoot(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
 	buildStatic(t, filepath.Join(root, "service"), "./testdata/service")
@@ -65,14 +65,25 @@ func makeServiceImage(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
+	return root
+}
+
+// makeServiceImage makes the image as an ext4 file system.
+func makeServiceImage(t *testing.T) string {
+	t.Helper()
 	out := filepath.Join(t.TempDir(), "service.ext4")
-	command(t, "", "mke2fs", "-q", "-t", "ext4", "-d", root, out, "48M")
+	command(t, "", "mke2fs", "-q", "-t", "ext4", "-d", makeServiceRoot(t), out, "48M")
 	return out
 }
 
 // serviceClaim is the claim of an application that is one process.
-func serviceClaim(t *testing.T, d *disks, epoch uint64, kernel string) agentlink.Order {
+func serviceClaim(t *testing.T, d *disks, epoch uint64, image agentlink.Image) agentlink.Order {
 	t.Helper()
+	volumes := []agentlink.Volume{d.grant(t, "data", "data", "", epoch), d.grant(t, "witness", "witness", "", epoch)}
+	if image.Root == agentlink.RootOnVolume {
+		volumes = append(volumes, d.grant(t, "root", agentlink.RootVolume, "", epoch))
+	}
+	image.Process, image.RootFS = true, "ext4"
 	app := haengine.Application{
 		Name: "web", Address: netip.MustParsePrefix(serviceAddr + "/24"),
 		Volumes: []haengine.Volume{{Name: "data", SizeMiB: 32}, {Name: "witness", SizeMiB: 1}},
@@ -84,10 +95,7 @@ func serviceClaim(t *testing.T, d *disks, epoch uint64, kernel string) agentlink
 		},
 	}
 	return agentlink.Order{ID: fmt.Sprintf("claim-%d", epoch), App: "web", Epoch: epoch, Claim: &agentlink.Claim{
-		Application: app, Image: agentlink.Image{RootFS: "ext4", Kernel: kernel, Process: true},
-		Volumes: []agentlink.Volume{
-			d.grant(t, "root", agentlink.RootVolume, "", epoch), d.grant(t, "data", "data", "", epoch), d.grant(t, "witness", "witness", "", epoch),
-		},
+		Application: app, Image: image, Volumes: volumes,
 		Lease: agentlink.LeasePolicy{Lease: haengine.Duration(30 * time.Second), DropBound: haengine.Duration(5 * time.Second)},
 	}}
 }
@@ -168,7 +176,7 @@ func TestParkedNodeLeavesForAKernelAndBecomesAService(t *testing.T) {
 			Drop: &agentlink.Drop{Below: 4}}).Code == hotspare.CodeStaleEpoch
 	})
 	a.refused(t, first, agentlink.Order{ID: "kexec-late", App: "web", Epoch: 4, Kexec: leave}, hotspare.CodeStaleEpoch)
-	claim := serviceClaim(t, d, 7, env.version)
+	claim := serviceClaim(t, d, 7, agentlink.Image{Kernel: env.version})
 	wrong, elsewhere := claim, *claim.Claim
 	elsewhere.Image.Kernel = "6.1.0-0-elsewhere"
 	wrong.ID, wrong.Epoch, wrong.Claim = "claim-wrong", 5, &elsewhere
@@ -209,17 +217,18 @@ func becomeService(t *testing.T, a *appliance, m *machine, s server.Session, cla
 	for _, step := range r.Steps {
 		t.Logf("  %6d ms  %s %s", step.Millis, step.Name, step.Why)
 	}
-	if !r.OK || text != "started\n" {
+	if !r.OK || !strings.HasPrefix(text, "started\n") {
 		t.Fatalf("claim: %+v; the service says %q", r, text)
 	}
 	again := claim
 	again.ID = "claim-again"
 	a.refused(t, s, again, hotspare.CodeConflict)
+	a.refused(t, s, agentlink.Order{ID: "wipe-carried", Wipe: &agentlink.Wipe{}}, hotspare.CodeConflict)
 	waitUntil(t, 20*time.Second, "a written witness", func() (ok bool) {
 		a.note(func() { ok = a.last.Metrics.WitnessCounter > 3 && a.last.Phase == agentlink.PhaseOnline })
 		return ok
 	})
-	released := a.must(t, s, agentlink.Order{ID: "release", App: "web", Epoch: 7, Release: &agentlink.Release{Why: "the test is over"}})
+	released := a.must(t, s, agentlink.Order{ID: "release", App: "web", Epoch: claim.Epoch, Release: &agentlink.Release{Why: "the test is over"}})
 	attested := ""
 	for _, step := range released.Steps {
 		attested += step.Name + "; "
