@@ -27,6 +27,7 @@ const (
 type link struct {
 	ifi    *net.Interface
 	server netip.Addr
+	from   []byte // control message: send from server
 	dhcp   *socket
 	pxe    *socket      // not in authoritative mode
 	raw    *packet.Conn // sends frames to clients without an address; nil off Ethernet
@@ -36,10 +37,7 @@ type link struct {
 }
 
 // socket is one UDP port, bound to the interface.
-type socket struct {
-	conn *net.UDPConn
-	ctl  *ipv4.PacketConn
-}
+type socket struct{ conn *net.UDPConn }
 
 func openLink(o Options) (_ *link, err error) {
 	ifi, err := net.InterfaceByName(o.Interface)
@@ -49,7 +47,7 @@ func openLink(o Options) (_ *link, err error) {
 	if err := hasAddress(ifi, o.Server); err != nil {
 		return nil, err
 	}
-	l := &link{ifi: ifi, server: o.Server}
+	l := &link{ifi: ifi, server: o.Server, from: (&ipv4.ControlMessage{Src: o.Server.AsSlice()}).Marshal()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())
@@ -118,7 +116,7 @@ func openSocket(ifi *net.Interface, port uint16) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &socket{conn: conn, ctl: ipv4.NewPacketConn(conn)}, nil
+	return &socket{conn: conn}, nil
 }
 
 // listenOn binds a port on one interface. SO_REUSEADDR stays off, so that a server
@@ -170,8 +168,7 @@ func (l *link) send(c *socket, b []byte, to destination) error {
 	if !to.frame.IsZero() {
 		to.addr = netip.AddrPortFrom(limitedBroadcast, to.addr.Port())
 	}
-	cm := &ipv4.ControlMessage{Src: l.server.AsSlice()}
-	if _, err := c.ctl.WriteTo(b, cm, net.UDPAddrFromAddrPort(to.addr)); err != nil {
+	if _, _, err := c.conn.WriteMsgUDPAddrPort(b, l.from, to.addr); err != nil {
 		return fmt.Errorf("send datagram: %w", err)
 	}
 	return nil

@@ -215,12 +215,21 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 }
 
-// loop reads packets and answers each on a goroutine of its own, for a probe, a
-// slow Director or the disk must not hold up other machines.
+// job is a packet that waits for a worker.
+type job struct {
+	b    []byte
+	from netip.AddrPort
+}
+
+// loop reads packets and lets workers answer them, for a probe, a slow Director or
+// the disk must not hold up other machines. There are as many workers as were ever
+// busy at once: a new one for each packet would grow its stack every time.
 func (s *Server) loop(ctx context.Context, c *socket, port int) error {
-	slots := make(chan struct{}, atOnce)
+	jobs := make(chan job)
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer close(jobs)
+	workers := 0
 	buf := make([]byte, 1<<16)
 	for {
 		n, from, err := c.read(buf)
@@ -231,39 +240,45 @@ func (s *Server) loop(ctx context.Context, c *socket, port int) error {
 		if !s.admit(buf[:n]) {
 			continue
 		}
-		if !take(slots) {
-			s.stat.dropped.Add(1)
+		j := job{slices.Clone(buf[:n]), from}
+		select {
+		case jobs <- j:
 			continue
+		default:
 		}
-		packet := slices.Clone(buf[:n])
-		wg.Go(func() {
-			defer func() {
-				<-slots
-				if p := recover(); p != nil {
-					s.stat.panics.Add(1)
-					s.o.Log.Error("DHCP packet dropped: it made the server panic", "from", from, "panic", p)
+		if workers < atOnce {
+			workers++
+			wg.Go(func() {
+				for more := true; more; j, more = <-jobs {
+					s.work(ctx, c, j, port)
 				}
-			}()
-			s.packet(ctx, c, packet, from, port)
-		})
+			})
+		} else if !late(jobs, j) {
+			s.stat.dropped.Add(1)
+		}
 	}
 }
 
-// take waits a little for a slot: what comes meanwhile waits in the socket.
-func take(slots chan<- struct{}) bool {
+// late waits a little for a worker: what comes meanwhile waits in the socket.
+func late(jobs chan<- job, j job) bool {
+	t := time.NewTimer(slotWait)
+	defer t.Stop()
 	select {
-	case slots <- struct{}{}:
+	case jobs <- j:
 		return true
-	default:
-	}
-	late := time.NewTimer(slotWait)
-	defer late.Stop()
-	select {
-	case slots <- struct{}{}:
-		return true
-	case <-late.C:
+	case <-t.C:
 		return false
 	}
+}
+
+func (s *Server) work(ctx context.Context, c *socket, j job, port int) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.stat.panics.Add(1)
+			s.o.Log.Error("DHCP packet dropped: it made the server panic", "from", j.from, "panic", p)
+		}
+	}()
+	s.packet(ctx, c, j.b, j.from, port)
 }
 
 // admit says whether a packet is worth parsing.
