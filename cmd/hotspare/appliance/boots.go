@@ -141,7 +141,7 @@ func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, erro
 	}
 	b.firmware(&a)
 	if x.Way == haengine.WayColdSAN {
-		a.Kind, a.Kernel, a.Initrd, a.Cmdline = boot.KindSAN, "", "", ""
+		a.Kind, a.Kernel, a.Initrd, a.Cmdline, a.Modes = boot.KindSAN, "", "", "", bootModes(img)
 		if x.JoinHash != "" && r.Path.Token == "" {
 			// The volume's secret is out, so this is another boot than the one that
 			// was ordered.

@@ -2,6 +2,8 @@ package appliance
 
 import (
 	"bytes"
+	"slices"
+	"strings"
 	"time"
 
 	"hotspare"
@@ -9,6 +11,7 @@ import (
 	"hotspare/boot/httpboot"
 	"hotspare/boot/ipxe"
 	"hotspare/haengine"
+	"hotspare/images"
 )
 
 // san gives iPXE's script with the secret of the granted root volume, once: the
@@ -33,6 +36,21 @@ func (b *boots) san(bootToken string) (httpboot.File, error) {
 		return httpboot.File{}, err
 	}
 	return httpboot.File{ReadSeekCloser: memory{bytes.NewReader(text)}, ModTime: time.Time{}}, nil
+}
+
+// bootModes says which firmware the image's disk starts on by itself.
+func bootModes(img images.Image) []boot.Firmware {
+	var modes []boot.Firmware
+	for _, f := range img.Facts.Firmware {
+		mode := boot.FirmwareBIOS
+		if strings.HasPrefix(f, "uefi-") {
+			mode = boot.FirmwareUEFI
+		}
+		if !slices.Contains(modes, mode) {
+			modes = append(modes, mode)
+		}
+	}
+	return modes
 }
 
 // sanFetched stands for the hash of a join token in an attempt that has none: the
