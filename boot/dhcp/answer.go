@@ -16,8 +16,12 @@ import (
 )
 
 // answer is what one packet leads to. Without a packet nothing is sent; without
-// a text nothing is recorded.
+// a text nothing is recorded. A change must be durable before anything is sent.
+// later gives the answer after a probe, which takes its time.
 type answer struct {
+	later  func(context.Context) answer
+	file   *leaseFile
+	change *leaseBatch
 	packet *dhcpv4.DHCPv4
 	to     destination
 	text   string
@@ -45,7 +49,7 @@ func (s *Server) answer(ctx context.Context, m message) answer {
 	}
 	switch m.kind {
 	case dhcpv4.MessageTypeDiscover:
-		return s.discover(ctx, m)
+		return s.discover(m, s.decide(ctx, m))
 	case dhcpv4.MessageTypeRequest:
 		return s.request(ctx, m)
 	case dhcpv4.MessageTypeDecline:
@@ -116,37 +120,61 @@ func (s *Server) wasKnown(m message) bool {
 	return l != nil && l.Known
 }
 
-func (s *Server) discover(ctx context.Context, m message) answer {
-	d := s.decide(ctx, m)
+func (s *Server) discover(m message, d decision) answer {
 	want := addrOf(m.Options[50])
+	l, probe, err := s.offer(m, want, d.known)
+	if err != nil {
+		return s.noAddress(m, d, err)
+	}
+	if !probe {
+		return s.send(m, dhcpv4.MessageTypeOffer, l.Addr, m.net.LeaseTime, d)
+	}
+	return answer{later: func(ctx context.Context) answer { return s.offerProbed(ctx, m, d, l) }}
+}
+
+// offer holds an address for m, and says whether it must be probed.
+func (s *Server) offer(m message, want netip.Addr, known bool) (Lease, bool, error) {
+	s.mu.Lock()
+	l, probe, err := m.net.table.offer(m.mac, want, known, s.o.Now())
+	s.mu.Unlock()
+	if err != nil || !s.canProbe(m.net) {
+		return l, false, err
+	}
+	if !l.Bound {
+		s.link.arp.used()
+	}
+	return l, probe || s.claimed(l), nil
+}
+
+// offerProbed offers the first address on which nobody answers.
+func (s *Server) offerProbed(ctx context.Context, m message, d decision, l Lease) answer {
 	for range 4 {
-		s.mu.Lock()
-		l, probe, err := m.net.table.offer(m.mac, want, d.known, s.o.Now())
-		s.mu.Unlock()
-		if err != nil {
+		if !s.taken(ctx, l.Addr, m.mac) {
+			return s.send(m, dhcpv4.MessageTypeOffer, l.Addr, m.net.LeaseTime, d)
+		}
+		if !s.avoid(m, l.Addr) {
+			return s.noAddress(m, d, errPoolEmpty)
+		}
+		var probe bool
+		var err error
+		if l, probe, err = s.offer(m, netip.Addr{}, d.known); err != nil {
 			return s.noAddress(m, d, err)
 		}
-		if (probe || s.claimed(m.net, l)) && s.taken(ctx, m.net, l.Addr, m.mac) {
-			if !s.avoid(m, l.Addr) {
-				return s.noAddress(m, d, errPoolEmpty)
-			}
-			continue
+		if !probe {
+			return s.send(m, dhcpv4.MessageTypeOffer, l.Addr, m.net.LeaseTime, d)
 		}
-		if s.link != nil && s.link.arp != nil && !l.Bound {
-			s.link.arp.used()
-		}
-		return s.send(m, dhcpv4.MessageTypeOffer, l.Addr, m.net.LeaseTime, d)
 	}
 	return s.noAddress(m, d, errors.New("every address that was tried is in use by somebody else"))
 }
 
+// canProbe says whether addresses of n can be asked for by ARP. Behind a relay
+// nobody can be asked: there the machine's own check and its DECLINE are what is
+// left.
+func (s *Server) canProbe(n *subnet) bool { return s.link != nil && s.link.arp != nil && n == s.own }
+
 // taken probes an address that is new to its machine. The machine itself may
-// answer, from an earlier life. Behind a relay nobody can be asked by ARP: there
-// the machine's own check and its DECLINE are what is left.
-func (s *Server) taken(ctx context.Context, n *subnet, a netip.Addr, m boot.MAC) bool {
-	if s.link == nil || s.link.arp == nil || n != s.own {
-		return false
-	}
+// answer, from an earlier life.
+func (s *Server) taken(ctx context.Context, a netip.Addr, m boot.MAC) bool {
 	who, used, err := s.link.arp.probe(ctx, a, m)
 	if err != nil {
 		s.o.Log.Warn("address not probed", "addr", a, "err", err)
@@ -159,8 +187,8 @@ func (s *Server) taken(ctx context.Context, n *subnet, a netip.Addr, m boot.MAC)
 
 // claimed says whether somebody else was heard to claim an address that is not yet
 // its machine's, since it was probed for the stock.
-func (s *Server) claimed(n *subnet, l Lease) bool {
-	if l.Bound || s.link == nil || s.link.arp == nil || n != s.own {
+func (s *Server) claimed(l Lease) bool {
+	if l.Bound {
 		return false
 	}
 	who, ok := s.link.arp.claimed(l.Addr, time.Now().Add(-stockFresh))
@@ -179,23 +207,19 @@ func (s *Server) conflict(a netip.Addr, why string) {
 func (s *Server) avoid(m message, a netip.Addr) bool {
 	s.mu.Lock()
 	l, ok := m.net.table.avoid(m.mac, a, s.o.Now())
-	file, batch := s.file, (*leaseBatch)(nil)
-	if ok {
-		batch = file.enter(l)
-	}
+	x := s.change(l, ok)
 	s.mu.Unlock()
-	s.written(file.commit(batch, s.allLeases), m)
+	s.settle(m, x)
 	return ok
 }
 
-// written reports a change that could not be made durable. It holds all the same:
-// a full disk must not keep machines from booting.
-func (s *Server) written(err error, m message) {
-	if err == nil {
-		return
+// change enters a change that is to be durable before it is told. The caller holds
+// mu, with which it has changed the table.
+func (s *Server) change(l Lease, ok bool) answer {
+	if !ok || s.file == nil {
+		return answer{}
 	}
-	s.stat.failed.Add(1)
-	s.o.Log.Error("lease not written; it holds in memory only", "mac", m.mac, "err", err)
+	return answer{file: s.file, change: s.file.enter(l)}
 }
 
 func (s *Server) noAddress(m message, d decision, err error) answer {
@@ -226,11 +250,39 @@ func (s *Server) request(ctx context.Context, m message) answer {
 	if !want.IsValid() {
 		return answer{node: d.node, text: "nothing", reason: boot.Reason{Rule: boot.RuleNoAddress, Text: "the request names no address"}}
 	}
-	l, v, err := s.bind(ctx, m, want, d.known)
-	s.written(err, m)
+	s.mu.Lock()
+	v, held := m.net.table.judge(m.mac, want, d.known, s.o.Now())
+	probe := v == grant && !held && !m.net.table.isQuiet(want, s.o.Now())
+	s.mu.Unlock()
+	if !probe || !s.canProbe(m.net) {
+		return s.bind(m, want, d)
+	}
+	// It was not offered this address lately: the pool may have forgotten who
+	// uses it.
+	return answer{later: func(ctx context.Context) answer {
+		if !s.taken(ctx, want, m.mac) {
+			return s.bind(m, want, d)
+		}
+		s.mu.Lock()
+		l, ok := m.net.table.quarantine(want, s.o.Now().Add(conflictHold), s.o.Now())
+		x := s.change(l, ok)
+		s.mu.Unlock()
+		s.settle(m, x)
+		return s.nak(m, want, d.node)
+	}}
+}
+
+// bind gives the machine its address.
+func (s *Server) bind(m message, want netip.Addr, d decision) answer {
+	s.mu.Lock()
+	l, v := m.net.table.bind(m.mac, want, d.known, m.net.LeaseTime, s.o.Now())
+	x := s.change(l, v == grant)
+	s.mu.Unlock()
 	switch v {
 	case grant:
-		return s.send(m, dhcpv4.MessageTypeAck, l.Addr, m.net.LeaseTime, d)
+		a := s.send(m, dhcpv4.MessageTypeAck, l.Addr, m.net.LeaseTime, d)
+		a.file, a.change = x.file, x.change
+		return a
 	case ignore:
 		return s.noAddress(m, d, errUnknown)
 	}
@@ -253,45 +305,15 @@ func (s *Server) lost(m message, chosen netip.Addr) answer {
 
 // nak tells a machine to begin anew.
 func (s *Server) nak(m message, want netip.Addr, node string) answer {
-	out, err := s.reply(m, dhcpv4.MessageTypeNak)
-	if err != nil {
-		return answer{}
-	}
+	out := s.reply(m, dhcpv4.MessageTypeNak)
 	s.stat.naks.Add(1)
 	text := fmt.Sprintf("the machine may not have %s; it asks anew", want)
 	out.Options[56] = []byte(text)
 	return answer{packet: out, to: where(m, dhcpv4.MessageTypeNak, netip.Addr{}), text: "NAK", reason: boot.Reason{Rule: boot.RuleNoAddress, Text: text}, node: node}
 }
 
-// bind makes a lease durable. An address that the machine was not offered lately is
-// probed first: the pool may have forgotten who uses it.
-func (s *Server) bind(ctx context.Context, m message, want netip.Addr, known bool) (Lease, verdict, error) {
-	t := m.net.table
-	s.mu.Lock()
-	v, held := t.judge(m.mac, want, known, s.o.Now())
-	probe := v == grant && !held && !t.isQuiet(want, s.o.Now())
-	s.mu.Unlock()
-	if probe && s.taken(ctx, m.net, want, m.mac) {
-		s.mu.Lock()
-		t.quarantine(want, s.o.Now().Add(conflictHold), s.o.Now())
-		s.mu.Unlock()
-		return Lease{}, refuse, nil
-	}
-	s.mu.Lock()
-	l, v := t.bind(m.mac, want, known, m.net.LeaseTime, s.o.Now())
-	file, batch := s.file, (*leaseBatch)(nil)
-	if v == grant {
-		batch = file.enter(l)
-	}
-	s.mu.Unlock()
-	return l, v, file.commit(batch, s.allLeases)
-}
-
 func (s *Server) send(m message, kind dhcpv4.MessageType, addr netip.Addr, lease time.Duration, d decision) answer {
-	out, err := s.reply(m, kind)
-	if err != nil {
-		return answer{}
-	}
+	out := s.reply(m, kind)
 	s.addressOptions(out, m, addr, lease)
 	bootOptions(out, m.boot, d.offer)
 	shorten(out, m)
@@ -324,16 +346,12 @@ func (s *Server) release(m message) answer {
 	}
 	s.mu.Lock()
 	l, ok := m.net.table.release(m.mac, m.have, s.o.Now())
-	file, batch := s.file, (*leaseBatch)(nil)
-	if ok {
-		batch = file.enter(l)
-	}
+	x := s.change(l, ok)
 	s.mu.Unlock()
-	s.written(file.commit(batch, s.allLeases), m)
-	if !ok {
-		return answer{}
+	if ok {
+		x.text, x.reason = "released "+l.Addr.String(), boot.Reason{Rule: boot.RuleAddress, Text: "the machine gave its address back"}
 	}
-	return answer{text: "released " + l.Addr.String(), reason: boot.Reason{Rule: boot.RuleAddress, Text: "the machine gave its address back"}}
+	return x
 }
 
 func (s *Server) inform(ctx context.Context, m message) answer {
@@ -377,10 +395,7 @@ func (s *Server) answerProxy(ctx context.Context, m message, from netip.Addr, po
 	if d.offer.Kind != boot.OfferFile && d.offer.Kind != boot.OfferURL {
 		return answer{text: "nothing", reason: d.reason, node: d.node}
 	}
-	out, err := s.reply(m, kind)
-	if err != nil {
-		return answer{}
-	}
+	out := s.reply(m, kind)
 	bootOptions(out, m.boot, d.offer)
 	if item := bootItem(m.Options[43]); item != nil && d.offer.VendorClass == "PXEClient" {
 		// PXE 2.1: the answer names the item of the menu that was asked for.

@@ -85,6 +85,10 @@ func askOn(t *testing.T, s *Server, port int, kind dhcpv4.MessageType, mods ...o
 	} else {
 		a = s.answer(context.Background(), m)
 	}
+	if a.later != nil {
+		t.Fatal("a server without a link probes")
+	}
+	s.settle(m, a)
 	if a.packet == nil {
 		return nil, a
 	}

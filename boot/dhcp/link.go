@@ -37,7 +37,14 @@ type link struct {
 }
 
 // socket is one UDP port, bound to the interface.
-type socket struct{ conn *net.UDPConn }
+type socket struct {
+	conn *net.UDPConn
+	ctl  *ipv4.PacketConn
+	in   []ipv4.Message // that read fills
+}
+
+// readMost is how many packets are read at once.
+const readMost = 32
 
 func openLink(o Options) (_ *link, err error) {
 	ifi, err := net.InterfaceByName(o.Interface)
@@ -116,7 +123,11 @@ func openSocket(ifi *net.Interface, port uint16) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &socket{conn: conn}, nil
+	c := &socket{conn: conn, ctl: ipv4.NewPacketConn(conn), in: make([]ipv4.Message, readMost)}
+	for i := range c.in {
+		c.in[i].Buffers = [][]byte{make([]byte, longest+1)}
+	}
+	return c, nil
 }
 
 // listenOn binds a port on one interface. SO_REUSEADDR stays off, so that a server
@@ -146,9 +157,23 @@ func listenOn(ifi *net.Interface, network string, port uint16, more func(fd int)
 	return pc.(*net.UDPConn), nil
 }
 
-func (c *socket) read(b []byte) (int, netip.AddrPort, error) {
-	n, from, err := c.conn.ReadFromUDPAddrPort(b)
-	return n, netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), err
+// read waits for packets and gives each of those that are there. What is longer than
+// the longest is cut; parse refuses it.
+func (c *socket) read(each func(b []byte, from netip.AddrPort)) error {
+	n, err := c.ctl.ReadBatch(c.in, 0)
+	if err != nil {
+		return err
+	}
+	for i := range c.in[:n] {
+		m := &c.in[i]
+		from, ok := m.Addr.(*net.UDPAddr)
+		if !ok {
+			continue
+		}
+		at := from.AddrPort()
+		each(m.Buffers[0][:m.N], netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
+	}
+	return nil
 }
 
 // send sends one answer, always from the server's own address: with several

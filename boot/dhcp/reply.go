@@ -2,7 +2,6 @@ package dhcp
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -41,17 +40,22 @@ func where(m message, kind dhcpv4.MessageType, your netip.Addr) destination {
 
 // reply builds an answer with what every answer has: option 54, the client's
 // identifiers, the relay's option 82.
-func (s *Server) reply(m message, kind dhcpv4.MessageType) (*dhcpv4.DHCPv4, error) {
+func (s *Server) reply(m message, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	id := s.o.Server
 	if m.as.IsValid() {
 		id = m.as // RFC 5107: the client renews through its relay
 	}
-	out, err := dhcpv4.NewReplyFromRequest(m.DHCPv4, dhcpv4.WithMessageType(kind))
-	if err != nil {
-		s.o.Log.Error("DHCP answer not built", "mac", m.mac, "err", err)
-		return nil, fmt.Errorf("build %s: %w", kind, err)
+	out := &dhcpv4.DHCPv4{
+		OpCode: dhcpv4.OpcodeBootReply, HWType: m.HWType, TransactionID: m.TransactionID, Flags: m.Flags,
+		ClientIPAddr: m.ClientIPAddr, YourIPAddr: net.IPv4zero, ServerIPAddr: net.IPv4zero, GatewayIPAddr: m.GatewayIPAddr, ClientHWAddr: m.ClientHWAddr,
+		Options: make(dhcpv4.Options, 16),
 	}
-	out.Options[54] = id.AsSlice()
+	out.Options[53], out.Options[54] = []byte{byte(kind)}, id.AsSlice()
+	for _, code := range []uint8{61, 82} { // RFC 6842, RFC 3046
+		if v := m.Options[code]; len(v) > 0 {
+			out.Options[code] = v
+		}
+	}
 	if guid := m.Options[97]; len(guid) > 0 {
 		out.Options[97] = guid // PXE 2.1: must come back, some firmware checks
 	}
@@ -61,7 +65,7 @@ func (s *Server) reply(m message, kind dhcpv4.MessageType) (*dhcpv4.DHCPv4, erro
 			out.SetBroadcast() // RFC 2131 section 4.3.2
 		}
 	}
-	return out, nil
+	return out
 }
 
 // addressOptions adds address and network settings.

@@ -15,12 +15,13 @@ import (
 	"hotspare/boot"
 )
 
-// atOnce bounds the packets that are worked on at one time, most of which wait for
-// one sync of the lease file. When none is done within slotWait, one is dropped and
-// its sender asks again.
+// Bounds of what is worked on at one time: batches of packets, most of which wait
+// for one sync of the lease file, and packets that wait for a probe. When no worker
+// comes free within workerWait, a batch is dropped; its senders ask again.
 const (
-	atOnce   = 512
-	slotWait = 100 * time.Millisecond
+	workersMost = 64
+	waitingMost = 1024
+	workerWait  = 100 * time.Millisecond
 )
 
 // Stats counts what the server saw since New.
@@ -63,9 +64,10 @@ type Server struct {
 	foreign map[netip.Addr]*Foreign
 	alarmed map[string]time.Time // last seen
 
-	link *link // sockets; nil when nothing is served
-	v6   *v6   // nil without IPv6
-	stat struct {
+	link    *link // sockets; nil when nothing is served
+	waiting atomic.Int64
+	v6      *v6 // nil without IPv6
+	stat    struct {
 		received, answered, malformed, dropped, limited, unknown, noAddress, conflicts, naks, panics, failed atomic.Uint64
 	}
 }
@@ -221,64 +223,164 @@ type job struct {
 	from netip.AddrPort
 }
 
-// loop reads packets and lets workers answer them, for a probe, a slow Director or
-// the disk must not hold up other machines. There are as many workers as were ever
-// busy at once: a new one for each packet would grow its stack every time.
+// loop reads packets, as many as there are, and lets workers answer them, for a slow
+// Director or the disk must not hold up other machines. There are as many workers as
+// were ever busy at once: a new one each time would grow its stack each time.
 func (s *Server) loop(ctx context.Context, c *socket, port int) error {
-	jobs := make(chan job)
+	jobs := make(chan []job)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer close(jobs)
 	workers := 0
-	buf := make([]byte, 1<<16)
 	for {
-		n, from, err := c.read(buf)
+		var batch []job
+		err := c.read(func(b []byte, from netip.AddrPort) {
+			s.stat.received.Add(1)
+			if s.admit(b) {
+				batch = append(batch, job{slices.Clone(b), from})
+			}
+		})
 		if err != nil {
 			return err
 		}
-		s.stat.received.Add(1)
-		if !s.admit(buf[:n]) {
+		if len(batch) == 0 {
 			continue
 		}
-		j := job{slices.Clone(buf[:n]), from}
 		select {
-		case jobs <- j:
+		case jobs <- batch:
 			continue
 		default:
 		}
-		if workers < atOnce {
+		if workers < workersMost {
 			workers++
 			wg.Go(func() {
-				for more := true; more; j, more = <-jobs {
-					s.work(ctx, c, j, port)
+				for more := true; more; batch, more = <-jobs {
+					s.work(ctx, c, batch, port, &wg)
 				}
 			})
-		} else if !late(jobs, j) {
-			s.stat.dropped.Add(1)
+		} else if !late(jobs, batch) {
+			s.stat.dropped.Add(uint64(len(batch)))
 		}
 	}
 }
 
 // late waits a little for a worker: what comes meanwhile waits in the socket.
-func late(jobs chan<- job, j job) bool {
-	t := time.NewTimer(slotWait)
+func late(jobs chan<- []job, batch []job) bool {
+	t := time.NewTimer(workerWait)
 	defer t.Stop()
 	select {
-	case jobs <- j:
+	case jobs <- batch:
 		return true
 	case <-t.C:
 		return false
 	}
 }
 
-func (s *Server) work(ctx context.Context, c *socket, j job, port int) {
+// work answers packets that came together: their leases are made durable together,
+// and only then the machines are told. A packet that has to wait for a probe goes
+// on by itself.
+func (s *Server) work(ctx context.Context, c *socket, batch []job, port int, wg *sync.WaitGroup) {
+	type told struct {
+		m message
+		a answer
+		j job
+	}
+	ready := make([]told, 0, len(batch))
+	for _, j := range batch {
+		m, a, ok := s.packet(ctx, j, port)
+		switch {
+		case !ok:
+		case a.later == nil:
+			ready = append(ready, told{m, a, j})
+		case s.waiting.Add(1) > waitingMost:
+			s.waiting.Add(-1)
+			s.stat.dropped.Add(1)
+		default:
+			wg.Go(func() {
+				defer s.waiting.Add(-1)
+				if a, ok := s.guard(j, func() answer { return a.later(ctx) }); ok {
+					s.tell(c, m, a, j.from, port)
+				}
+			})
+		}
+	}
+	for _, x := range ready {
+		s.tell(c, x.m, x.a, x.j.from, port)
+	}
+}
+
+// guard runs f and says whether it came to its end. A packet that makes it panic is
+// counted and has no answer.
+func (s *Server) guard(j job, f func() answer) (a answer, ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.stat.panics.Add(1)
 			s.o.Log.Error("DHCP packet dropped: it made the server panic", "from", j.from, "panic", p)
 		}
 	}()
-	s.packet(ctx, c, j.b, j.from, port)
+	return f(), true
+}
+
+// packet decides what one packet leads to.
+func (s *Server) packet(ctx context.Context, j job, port int) (m message, a answer, ok bool) {
+	a, ok = s.guard(j, func() answer {
+		var err error
+		if m, err = parse(j.b, s.protocol()); err != nil {
+			s.stat.malformed.Add(1)
+			s.o.Log.Debug("DHCP packet dropped", "from", j.from, "err", err)
+			return answer{}
+		}
+		if s.o.Mode == Authoritative {
+			return s.answer(ctx, m)
+		}
+		return s.answerProxy(ctx, m, j.from.Addr(), port)
+	})
+	return m, a, ok && m.DHCPv4 != nil
+}
+
+func (s *Server) protocol() boot.Protocol {
+	if s.o.Mode == Authoritative {
+		return boot.DHCP
+	}
+	return boot.ProxyDHCP
+}
+
+// tell sends an answer once what it says is durable, and records it.
+func (s *Server) tell(c *socket, m message, a answer, from netip.AddrPort, port int) {
+	s.settle(m, a)
+	if a.packet != nil {
+		if port == portPXE {
+			a.to = destination{addr: from} // PXE 2.1: back to where it came from
+		}
+		if err := s.link.send(c, a.packet.ToBytes(), a.to); err != nil {
+			s.stat.failed.Add(1)
+			s.o.Log.Error("DHCP answer not sent", "mac", m.mac, "to", a.to.addr, "err", err)
+			a.text += " (not sent)"
+		} else {
+			s.stat.answered.Add(1)
+		}
+	}
+	s.record(m, s.protocol(), a)
+}
+
+// settle makes the change behind an answer durable. A change that cannot be holds
+// all the same: a full disk must not keep machines from booting.
+func (s *Server) settle(m message, a answer) {
+	if err := a.file.commit(a.change, s.allLeases); err != nil {
+		s.stat.failed.Add(1)
+		s.o.Log.Error("lease not written; it holds in memory only", "mac", m.mac, "err", err)
+	}
+}
+
+// record enters an answer into the machine's trace.
+func (s *Server) record(m message, protocol boot.Protocol, a answer) {
+	if a.text == "" {
+		return
+	}
+	s.o.Recorder.Record(boot.Entry{
+		At: s.o.Now(), MAC: m.mac, Protocol: protocol, Node: a.node,
+		Request: describe(m), Answer: a.text, Reason: a.reason,
+	})
 }
 
 // admit says whether a packet is worth parsing.
@@ -309,50 +411,6 @@ func (s *Server) admit(b []byte) bool {
 		return false
 	}
 	return true
-}
-
-// packet answers one packet.
-func (s *Server) packet(ctx context.Context, c *socket, b []byte, from netip.AddrPort, port int) {
-	protocol := boot.DHCP
-	if s.o.Mode != Authoritative {
-		protocol = boot.ProxyDHCP
-	}
-	m, err := parse(b, protocol)
-	if err != nil {
-		s.stat.malformed.Add(1)
-		s.o.Log.Debug("DHCP packet dropped", "from", from, "err", err)
-		return
-	}
-	var a answer
-	if s.o.Mode == Authoritative {
-		a = s.answer(ctx, m)
-	} else {
-		a = s.answerProxy(ctx, m, from.Addr(), port)
-	}
-	if a.packet != nil {
-		if port == portPXE {
-			a.to = destination{addr: from} // PXE 2.1: back to where it came from
-		}
-		if err := s.link.send(c, a.packet.ToBytes(), a.to); err != nil {
-			s.stat.failed.Add(1)
-			s.o.Log.Error("DHCP answer not sent", "mac", m.mac, "to", a.to.addr, "err", err)
-			a.text += " (not sent)"
-		} else {
-			s.stat.answered.Add(1)
-		}
-	}
-	s.record(m, protocol, a)
-}
-
-// record enters an answer into the machine's trace.
-func (s *Server) record(m message, protocol boot.Protocol, a answer) {
-	if a.text == "" {
-		return
-	}
-	s.o.Recorder.Record(boot.Entry{
-		At: s.o.Now(), MAC: m.mac, Protocol: protocol, Node: a.node,
-		Request: describe(m), Answer: a.text, Reason: a.reason,
-	})
 }
 
 // Leases gives all leases, live and remembered, by address.

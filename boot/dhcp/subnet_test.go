@@ -291,7 +291,7 @@ func TestHostilePackets(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := segment(t, Authoritative, starts)
 			if s.admit(b) {
-				s.packet(context.Background(), nil, b, netip.MustParseAddrPort("0.0.0.0:68"), portDHCP)
+				s.work(context.Background(), nil, []job{{b, netip.MustParseAddrPort("0.0.0.0:68")}}, portDHCP, nil)
 			}
 			if st := s.Stats(); st.Malformed != 1 || st.Answered+st.Failed+st.Panics != 0 || len(s.Leases()) != 0 {
 				t.Errorf("%+v, leases %+v", st, s.Leases())
