@@ -109,7 +109,7 @@ func (b *boots) Return(ctx context.Context, o haengine.ReturnNode) error {
 // initramfs builds or finds the archive for an image's kernel.
 func (b *boots) initramfs(ctx context.Context, img images.Image) (standby.Result, error) {
 	return standby.Build(ctx, standby.Request{
-		Agent: b.cfg.Agent, KernelVersion: img.Kernel.Version, ModulesTar: img.ModulesPath, ModulesDigest: img.Modules.Digest,
+		Agent: b.cfg.agentFor(img.Arch), KernelVersion: img.Kernel.Version, ModulesTar: img.ModulesPath, ModulesDigest: img.Modules.Digest,
 		KernelConfig: img.Kernel.ConfigPath, Arch: img.Arch, Set: standby.Set(b.cfg.Modules), RootFS: img.RootFS, Log: b.log,
 	}, b.cache)
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 
 	"hotspare"
@@ -91,6 +92,16 @@ func (b *boots) installed(name string) (missing string, ok bool) {
 		}
 	}
 	return "", true
+}
+
+// agentFor gives the agent for an architecture: the configured file is the one
+// for the appliance's own, those for others stand beside it with their name at
+// the end (hotspare-agent-arm64).
+func (c Config) agentFor(arch string) string {
+	if arch == "" || arch == runtime.GOARCH {
+		return c.Agent
+	}
+	return c.Agent + "-" + arch
 }
 
 // debianLoaders are the places of Debian's packages shim-signed and

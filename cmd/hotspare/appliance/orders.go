@@ -313,8 +313,10 @@ func (a *Appliance) ImportImage(ctx context.Context, in api.ImageImport, by stri
 	if err != nil {
 		return api.Image{}, err
 	}
-	if _, err := a.boots.initramfs(ctx, img); err != nil { // now rather than in the first failover
-		return api.Image{}, err
+	if img.Kernel.Version != "" { // a disk that starts by itself has none of ours
+		if _, err := a.boots.initramfs(ctx, img); err != nil { // now rather than in the first failover
+			return api.Image{}, err
+		}
 	}
 	return imageView(img), a.tellImages(ctx)
 }
