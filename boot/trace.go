@@ -2,7 +2,7 @@ package boot
 
 import (
 	"cmp"
-	"maps"
+	"container/list"
 	"net/netip"
 	"slices"
 	"strings"
@@ -100,8 +100,12 @@ const (
 type Recorder struct {
 	perBoot, machines int
 
-	mu      sync.Mutex
-	all     map[MAC]*record
+	mu  sync.Mutex
+	all map[MAC]*record
+	// MAC addresses of nodes and of others, the one that is silent for longest
+	// first.
+	nodes, strangers list.List
+
 	seq     uint64
 	changed uint64 // counts what was recorded of nodes
 }
@@ -112,6 +116,7 @@ type record struct {
 	number  uint64 // of the last boot
 	dropped uint64
 	boots   []Boot
+	place   *list.Element // in Recorder.nodes or strangers
 }
 
 // NewRecorder keeps perBoot entries of each boot (0: 48) of at most machines
@@ -142,6 +147,7 @@ func (c *Recorder) Record(e Entry) {
 	if e.Node != "" {
 		r.node = e.Node
 	}
+	c.touch(e.MAC, r)
 	if r.node != "" {
 		c.changed++
 	}
@@ -266,22 +272,31 @@ func Plain(s string) string {
 	}, s)
 }
 
-// evict drops the machines that are unknown and silent for longest, or if all are
-// known, those that are silent for longest: one in sixteen at once, for to find them
-// all are looked at, and a flood would make that cost each of its packets.
+// touch puts a record behind all others of its kind: of nodes, or of strangers. mu
+// is held.
+func (c *Recorder) touch(m MAC, r *record) {
+	kind := &c.strangers
+	if r.node != "" {
+		kind = &c.nodes
+	}
+	if r.place != nil { // in one of the two
+		c.strangers.Remove(r.place)
+		c.nodes.Remove(r.place)
+	}
+	r.place = kind.PushBack(m)
+}
+
+// evict drops the machine that is unknown and silent for longest, or if all are
+// known, the one that is silent for longest.
 func (c *Recorder) evict() {
-	all := slices.SortedFunc(maps.Keys(c.all), func(a, b MAC) int {
-		x, y := c.all[a], c.all[b]
-		if (x.node == "") != (y.node == "") {
-			if x.node == "" {
-				return -1
-			}
-			return 1
+	kind := &c.strangers
+	if kind.Len() == 0 {
+		kind = &c.nodes
+	}
+	if oldest := kind.Front(); oldest != nil {
+		if m, ok := kind.Remove(oldest).(MAC); ok {
+			delete(c.all, m)
 		}
-		return cmp.Compare(x.seen, y.seen)
-	})
-	for _, m := range all[:max(1, c.machines/16)] {
-		delete(c.all, m)
 	}
 }
 
@@ -383,6 +398,8 @@ func (c *Recorder) Restore(all []Trace) {
 				b.Entries[j] = cleaned(b.Entries[j])
 			}
 		}
-		c.all[t.MAC] = &record{node: t.Node, seen: c.seq, number: boots[len(boots)-1].Number, boots: boots}
+		r := &record{node: t.Node, seen: c.seq, number: boots[len(boots)-1].Number, boots: boots}
+		c.all[t.MAC] = r
+		c.touch(t.MAC, r)
 	}
 }
