@@ -22,6 +22,7 @@ type inputs struct {
 	agent       []byte
 	modules     tree
 	digest      string // of modules
+	stamp       string // of the firmware folder
 	compression string
 }
 
@@ -44,6 +45,11 @@ func gather(ctx context.Context, req Request) (inputs, error) {
 	if in.digest == "" {
 		if in.digest, err = in.modules.digest(ctx); err != nil {
 			return in, in.treeError(ctx, err)
+		}
+	}
+	if req.FirmwareDir != "" {
+		if in.stamp, err = stamp(ctx, req.FirmwareDir); err != nil {
+			return in, cannot(req.FirmwareDir, "the firmware cannot be read", "", err)
 		}
 	}
 	return in, nil
@@ -98,7 +104,8 @@ func (in inputs) key() string {
 		Extra                   []string
 		Files                   map[string]string
 		Wanted                  string // the sets may change without a new format
-	}{formatVersion, sum(in.agent), in.digest, in.req.KernelVersion, in.req.Set, in.req.RootFS, in.compression, in.req.Modules, files, fmt.Sprint(wants(in.req))})
+		Firmware                string `json:",omitempty"`
+	}{formatVersion, sum(in.agent), in.digest, in.req.KernelVersion, in.req.Set, in.req.RootFS, in.compression, in.req.Modules, files, fmt.Sprint(wants(in.req)), in.stamp})
 	if err != nil {
 		panic("standby: " + err.Error()) // strings, numbers and maps of them
 	}
@@ -131,6 +138,13 @@ func (in inputs) make(ctx context.Context) ([]byte, Result, error) {
 	for _, m := range p.modules {
 		a.file(ix.installed(in.req.KernelVersion, m), files[ix.file[m]], 0o644)
 	}
+	blobs, missing, err := in.firmware(ctx, files)
+	if err != nil {
+		return nil, Result{}, err
+	}
+	for name, data := range blobs {
+		a.file(firmwarePath(name), data, 0o644)
+	}
 	load, dep, aliases := ix.lists(in.req.KernelVersion, p, meta.alias)
 	a.file("/hotspare/modules.load", load, 0o644)
 	a.file("/hotspare/modules.dep", dep, 0o644)
@@ -145,7 +159,20 @@ func (in inputs) make(ctx context.Context) ([]byte, Result, error) {
 	}
 	sum := sha256.Sum256(out)
 	return out, Result{Digest: hex.EncodeToString(sum[:]), Size: int64(len(out)), Unpacked: int64(plain.Len()), Compression: in.compression,
-		ModuleCount: len(p.modules), Load: p.load, Absent: p.absent}, nil
+		ModuleCount: len(p.modules), Load: p.load, Absent: p.absent,
+		Firmware: slices.Sorted(maps.Keys(blobs)), Missing: missing}, nil
+}
+
+// firmware gives what the modules may ask for.
+func (in inputs) firmware(ctx context.Context, modules map[string][]byte) (files map[string][]byte, missing []string, err error) {
+	if in.req.FirmwareDir == "" {
+		return nil, nil, nil
+	}
+	files, missing, err = firmware(ctx, in.req.FirmwareDir, modules)
+	if err != nil && ctx.Err() == nil {
+		err = cannot(in.req.FirmwareDir, "the firmware cannot be read", "", err)
+	}
+	return files, missing, err
 }
 
 // skeleton holds all but the modules.

@@ -7,6 +7,8 @@
 //	/init                            the agent
 //	/dev /proc /sys /run /newroot    empty, with /dev/console and /dev/null
 //	/lib/modules/<version>/...       the chosen modules, decompressed to plain .ko
+//	/lib/firmware/...                what those modules may ask for, if a folder
+//	                                 with it was named
 //	/hotspare/initramfs.json         {"version", "kernel", "set"}
 //	/hotspare/modules.load           modules to load at once: absolute paths, one
 //	                                 a line, dependencies first
@@ -24,6 +26,9 @@
 // the same time, reproducible, and padded to 4 bytes, so that the small archive
 // of JoinArchive can follow: the kernel unpacks concatenated archives in order
 // (Documentation/driver-api/early-userspace/buffer-format.rst).
+//
+// BuildEnvironment adds the kernel itself and a manifest with the appliance's
+// signature, for nodes that stand by; ChooseKernel says on which kernel.
 //
 // Fetching the archive (boot/httpboot), and the agent itself, are for others.
 package standby
@@ -73,7 +78,10 @@ type Request struct {
 	RootFS        string            // file system of the root: its module is required. Default ext4
 	Modules       []string          // more modules to put in and load; each is required
 	Files         map[string][]byte // more files by absolute path, mode 0644
-	Log           *slog.Logger      // nil discards
+	// FirmwareDir is a folder like /lib/firmware: what the chosen modules may
+	// ask for goes into the archive. "" leaves firmware out.
+	FirmwareDir string
+	Log         *slog.Logger // nil discards
 }
 
 // Result is a built archive.
@@ -84,9 +92,11 @@ type Result struct {
 	Unpacked    int64    `json:"unpacked"`    // bytes of the archive before compression
 	Compression string   `json:"compression"` // zstd or gzip
 	ModuleCount int      `json:"moduleCount"`
-	Load        []string `json:"load"`   // names of what modules.load has, in order
-	Absent      []string `json:"absent"` // optional modules that the kernel does not have
-	Reused      bool     `json:"-"`      // it was in the cache
+	Load        []string `json:"load"`               // names of what modules.load has, in order
+	Absent      []string `json:"absent"`             // optional modules that the kernel does not have
+	Firmware    []string `json:"firmware,omitempty"` // files that were put in
+	Missing     []string `json:"missing,omitempty"`  // files that modules may ask for and that are not in FirmwareDir
+	Reused      bool     `json:"-"`                  // it was in the cache
 }
 
 var (

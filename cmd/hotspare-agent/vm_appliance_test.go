@@ -24,6 +24,7 @@ type appliance struct {
 
 	mu       sync.Mutex
 	grant    bool
+	lease    time.Duration // of each granted heartbeat
 	drop     bool
 	spent    map[[32]byte]bool
 	last     agentlink.Heartbeat
@@ -53,7 +54,7 @@ func (a *appliance) hear(_ context.Context, n server.Announcement) (noted agentl
 
 func newAppliance(t *testing.T) *appliance {
 	t.Helper()
-	a := &appliance{joined: make(chan server.Session, 8), grant: true, spent: map[[32]byte]bool{}, samples: map[string]int{}, reported: make(chan struct{}, 64)}
+	a := &appliance{joined: make(chan server.Session, 8), grant: true, lease: 15 * time.Second, spent: map[[32]byte]bool{}, samples: map[string]int{}, reported: make(chan struct{}, 64)}
 	var err error
 	if a.ca, err = server.EnsureCA(t.TempDir()); err != nil {
 		t.Fatal(err)
@@ -96,7 +97,7 @@ func (a *appliance) Heartbeat(_ context.Context, _ server.Session, h agentlink.H
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = h
-	return agentlink.HeartbeatAck{Granted: a.grant && h.App != "", Drop: a.drop, Over: a.over, Lease: haengine.Duration(15 * time.Second), Epoch: h.Epoch}
+	return agentlink.HeartbeatAck{Granted: a.grant && h.App != "", Drop: a.drop, Over: a.over, Lease: haengine.Duration(a.lease), Epoch: h.Epoch}
 }
 
 func (a *appliance) Report(_ context.Context, _ server.Session, r agentlink.Report) {

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -31,38 +33,83 @@ type disks struct {
 
 var chapSecret = hotspare.NewSecret("0123456789abcdef")
 
-// serveDisks opens a store and serves it.
-func serveDisks(t *testing.T) *disks {
-	t.Helper()
-	dir := t.TempDir()
-	store, err := cow.Open(t.Context(), dir, cow.Options{})
+// openDisks opens a store and its exports.
+func openDisks(ctx context.Context, dir string) (*disks, error) {
+	store, err := cow.Open(ctx, dir, cow.Options{})
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	exports, err := storage.OpenExports(filepath.Join(dir, "exports.db"), storage.Options{
 		Volumes: store, TargetName: func(volume, _ string) string { return "iqn.2026-11.io.hotspare:" + volume },
 	})
 	if err != nil {
-		t.Fatal(err)
+		return nil, errors.Join(err, store.Close())
 	}
-	d := &disks{store: store, exports: exports, portal: netip.AddrPortFrom(hostAddr.Addr(), 3260)}
-	ln, err := net.Listen("tcp", d.portal.String())
+	return &disks{store: store, exports: exports, portal: netip.AddrPortFrom(hostAddr.Addr(), 3260)}, nil
+}
+
+func (d *disks) close() error { return errors.Join(d.exports.Close(), d.store.Close()) }
+
+// serve is the target, until ctx is done.
+func (d *disks) serve(ctx context.Context) error {
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", d.portal.String())
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	return iscsi.New(iscsi.Options{Directory: d.exports}).Serve(ctx, ln)
+}
+
+// serveDisks opens a store and serves it.
+func serveDisks(t *testing.T) *disks {
+	t.Helper()
+	d, err := openDisks(t.Context(), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- iscsi.New(iscsi.Options{Directory: exports}).Serve(ctx, ln) }()
+	go func() { done <- d.serve(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		_ = ln.Close()
 		if err := <-done; err != nil {
 			t.Log("the target ended:", err)
 		}
-		_ = exports.Close()
-		_ = store.Close()
+		_ = d.close()
 	})
 	return d
+}
+
+// targetVar names the store that TestHelperTarget serves.
+const targetVar = "HOTSPARE_AGENT_TEST_TARGET"
+
+// TestHelperTarget is no test: it is the target as a process of its own, which
+// another test kills.
+func TestHelperTarget(t *testing.T) {
+	dir := os.Getenv(targetVar)
+	if dir == "" {
+		t.Skip("it is run by other tests")
+	}
+	d, err := openDisks(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Fatal(d.serve(t.Context()))
+}
+
+// startTarget starts the target as a process. kill ends it as power loss would.
+func startTarget(t *testing.T, dir string) (kill func()) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestHelperTarget$", "-test.v", "-test.timeout=30m")
+	cmd.Env = append(os.Environ(), targetVar+"="+dir)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill = sync.OnceFunc(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	t.Cleanup(kill)
+	return kill
 }
 
 // fill makes a volume with the contents of a file, holes left out.

@@ -93,19 +93,40 @@ func makeDisk(t *testing.T, name string, size int64) (path string, options []str
 	return path, []string{"-drive", "if=none,id=" + name + ",format=raw,discard=unmap,file=" + path, "-device", "virtio-blk-pci,drive=" + name + ",serial=" + name}
 }
 
-// park boots a standby machine with disks.
-func park(t *testing.T, a *appliance, env environment, fill byte, options []string) (*machine, agentlink.Facts, func(agentlink.Order) agentlink.Result, func(agentlink.Order, hotspare.Code)) {
-	t.Helper()
-	m := bootNode(t, env.kernel, env.initrd(t, joinArchive(t, a.ca.PEM(), agentlink.ModeStandby, fill)), options...)
-	s := a.awaitJoin(t, m)
-	return m, s.Facts, func(o agentlink.Order) agentlink.Result { t.Helper(); return a.must(t, s, o) },
-		func(o agentlink.Order, code hotspare.Code) { t.Helper(); a.refused(t, s, o, code) }
+// parked is a machine that stands by.
+type parked struct {
+	*testing.T
+	a *appliance
+	m *machine
+	s server.Session
 }
 
-func powerOff(t *testing.T, m *machine, must func(agentlink.Order) agentlink.Result) {
+// park boots a standby machine with disks.
+func park(t *testing.T, a *appliance, env environment, fill byte, options []string) parked {
 	t.Helper()
-	must(agentlink.Order{ID: "off", Power: &agentlink.Power{Action: agentlink.PowerOff, Why: "the test goes on"}})
-	m.awaitEnd(t, 30*time.Second)
+	m := bootNode(t, env.kernel, env.initrd(t, joinArchive(t, a.ca.PEM(), agentlink.ModeStandby, fill)), options...)
+	return parked{T: t, a: a, m: m, s: a.awaitJoin(t, m)}
+}
+
+func (p parked) must(o agentlink.Order) agentlink.Result {
+	p.Helper()
+	return p.a.must(p.T, p.s, o)
+}
+
+func (p parked) refused(o agentlink.Order, code hotspare.Code) {
+	p.Helper()
+	p.a.refused(p.T, p.s, o, code)
+}
+
+func (p parked) become(claim agentlink.Order) {
+	p.Helper()
+	becomeService(p.T, p.a, p.m, p.s, claim)
+}
+
+func (p parked) off() {
+	p.Helper()
+	p.must(agentlink.Order{ID: "off", Power: &agentlink.Power{Action: agentlink.PowerOff, Why: "the test goes on"}})
+	p.m.awaitEnd(p.T, 30*time.Second)
 }
 
 // An image is installed into a slot of a local disk over a connection that
@@ -125,7 +146,8 @@ func TestSlotsOfALocalDisk(t *testing.T) {
 	command(t, "", "mke2fs", "-q", "-t", "ext4", foreign)
 	options = append(options, more...)
 
-	m, facts, must, refused := park(t, a, env, 0xb1, options)
+	n := park(t, a, env, 0xb1, options)
+	facts := n.s.Facts
 	if len(facts.Disks) != 2 || facts.Disks[0].ID != "serial-virtio-mine" || facts.Disks[0].Holds != "blank" || facts.Disks[1].Holds != "ext4" || facts.Disks[1].Bytes != 256<<20 {
 		t.Fatalf("disks: %+v", facts.Disks)
 	}
@@ -137,12 +159,12 @@ func TestSlotsOfALocalDisk(t *testing.T) {
 		}
 		return agentlink.Order{ID: id, App: "web", Install: in}
 	}
-	refused(install("any", func(i *agentlink.Install) { i.Disk = agentlink.DiskSelector{MinBytes: 1} }), hotspare.CodeDiskChoice)
-	refused(install("none", func(i *agentlink.Install) { i.Disk = agentlink.DiskSelector{Serial: "elsewhere"} }), hotspare.CodeDiskChoice)
-	refused(install("foreign", func(i *agentlink.Install) { i.Disk = agentlink.DiskSelector{ID: facts.Disks[1].ID} }), hotspare.CodeDiskChoice)
-	refused(install("forged", func(i *agentlink.Install) { i.Source.Digest = "00" + i.Source.Digest[2:] }), hotspare.CodeContents)
+	n.refused(install("any", func(i *agentlink.Install) { i.Disk = agentlink.DiskSelector{MinBytes: 1} }), hotspare.CodeDiskChoice)
+	n.refused(install("none", func(i *agentlink.Install) { i.Disk = agentlink.DiskSelector{Serial: "elsewhere"} }), hotspare.CodeDiskChoice)
+	n.refused(install("foreign", func(i *agentlink.Install) { i.Disk = agentlink.DiskSelector{ID: facts.Disks[1].ID} }), hotspare.CodeDiskChoice)
+	n.refused(install("forged", func(i *agentlink.Install) { i.Source.Digest = "00" + i.Source.Digest[2:] }), hotspare.CodeContents)
 	src.breaks.Store(2)
-	must(install("install", nil))
+	n.must(install("install", nil))
 	if src.froms.Load() == 0 {
 		t.Error("the installation did not go on after a cut")
 	}
@@ -155,22 +177,23 @@ func TestSlotsOfALocalDisk(t *testing.T) {
 			t.Errorf("progress: %+v", a.progress)
 		}
 	})
-	refused(agentlink.Order{ID: "another", App: "orders", Install: install("", nil).Install}, hotspare.CodeDiskChoice)
-	powerOff(t, m, must)
+	n.refused(agentlink.Order{ID: "another", App: "orders", Install: install("", nil).Install}, hotspare.CodeDiskChoice)
+	n.off()
 
 	// It starts from there, and what the root writes does not reach the slot.
-	m, facts, must, _ = park(t, a, env, 0xb2, options)
+	n = park(t, a, env, 0xb2, options)
+	facts = n.s.Facts
 	if c := facts.Disks[0].Copies; facts.Disks[0].Holds != "hotspare slots" || len(c) != 3 || c[0].State != agentlink.CopyReady || !c[0].Active || c[0].App != "web" || c[1].State != agentlink.CopyEmpty {
 		t.Errorf("copies: %+v", facts.Disks[0])
 	}
-	_ = must
 	claim := serviceClaim(t, d, 11, agentlink.Image{Kernel: env.version, Root: agentlink.RootInSlot,
 		Local: &agentlink.Local{Disk: agentlink.DiskSelector{ID: facts.Disks[0].ID}, Slot: "A", Digest: src.source.Digest}})
-	becomeService(t, a, m, lastSession(a), claim)
+	n.become(claim)
 
 	// One flipped byte, and it does not.
 	flip(t, mine, (2<<20)+(5<<20))
-	m, facts, must, refused = park(t, a, env, 0xb3, options)
+	n = park(t, a, env, 0xb3, options)
+	facts = n.s.Facts
 	if facts.Disks[0].Copies[0].Started != 1 || facts.Disks[0].Copies[0].Epoch != 11 {
 		t.Errorf("after a start: %+v", facts.Disks[0].Copies[0])
 	}
@@ -180,9 +203,9 @@ func TestSlotsOfALocalDisk(t *testing.T) {
 		}
 	}
 	claim = serviceClaim(t, d, 12, claim.Claim.Image)
-	refused(claim, hotspare.CodeContents)
-	must(agentlink.Order{ID: "wipe", Wipe: &agentlink.Wipe{Erase: true}})
-	powerOff(t, m, must)
+	n.refused(claim, hotspare.CodeContents)
+	n.must(agentlink.Order{ID: "wipe", Wipe: &agentlink.Wipe{Erase: true}})
+	n.off()
 	f, err := os.Open(mine)
 	if err != nil {
 		t.Fatal(err)
@@ -201,12 +224,6 @@ func TestSlotsOfALocalDisk(t *testing.T) {
 			t.Fatalf("byte %d of the slot is left", i)
 		}
 	}
-}
-
-// lastSession gives the session that is up.
-func lastSession(a *appliance) server.Session {
-	all := a.link.Sessions()
-	return all[len(all)-1]
 }
 
 func flip(t *testing.T, path string, at int64) {
@@ -237,23 +254,24 @@ func TestInstallationOfAWholeDisk(t *testing.T) {
 	a, d, env := newAppliance(t), serviceDisks(t), buildEnvironment(t)
 	src := serveStream(t, makeServiceImage(t))
 	mine, options := makeDisk(t, "mine", 128<<20)
-	m, _, must, _ := park(t, a, env, 0xc1, options)
+	n := park(t, a, env, 0xc1, options)
 	local := agentlink.DiskSelector{Serial: "mine"}
-	must(agentlink.Order{ID: "install", App: "web", Epoch: 21, Install: &agentlink.Install{Disk: local, Source: src.source, Image: "web:1"}})
+	n.must(agentlink.Order{ID: "install", App: "web", Epoch: 21, Install: &agentlink.Install{Disk: local, Source: src.source, Image: "web:1"}})
 	claim := serviceClaim(t, d, 21, agentlink.Image{Root: agentlink.RootOnDisk, Local: &agentlink.Local{Disk: local, Digest: src.source.Digest}})
-	becomeService(t, a, m, lastSession(a), claim)
-	m, facts, must, refused := park(t, a, env, 0xc2, options)
+	n.become(claim)
+	n = park(t, a, env, 0xc2, options)
+	facts := n.s.Facts
 	if c := facts.Disks[0].Copies; facts.Disks[0].Holds != "hotspare install" || len(c) != 1 || c[0].State != agentlink.CopyStarted || c[0].App != "web" {
 		t.Errorf("copies: %+v", facts.Disks[0])
 	}
-	must(agentlink.Order{ID: "wipe", Wipe: &agentlink.Wipe{}})
+	n.must(agentlink.Order{ID: "wipe", Wipe: &agentlink.Wipe{}})
 	for _, v := range []string{"data", "witness"} {
 		if _, err := d.exports.Revoke(t.Context(), v, 22); err != nil {
 			t.Fatal(err)
 		}
 	}
-	refused(serviceClaim(t, d, 22, claim.Claim.Image), hotspare.CodeContents)
-	powerOff(t, m, must)
+	n.refused(serviceClaim(t, d, 22, claim.Claim.Image), hotspare.CodeContents)
+	n.off()
 	head := make([]byte, 1<<20)
 	f, err := os.Open(mine)
 	if err != nil {
@@ -282,18 +300,18 @@ func TestRootInMemory(t *testing.T) {
 	root := makeServiceRoot(t)
 	command(t, "", "mksquashfs", root, squash, "-quiet", "-no-progress", "-comp", "zstd")
 	art := f.artefact(t, "root.squashfs", squash)
-	m, _, must, _ := park(t, a, env, 0xd1, nil)
-	must(agentlink.Order{ID: "preload", Preload: &agentlink.Preload{Artefacts: []agentlink.Artefact{art}}})
-	becomeService(t, a, m, lastSession(a), serviceClaim(t, d, 31, agentlink.Image{Kernel: env.version, Root: agentlink.RootInRAM, RAM: &art}))
+	n := park(t, a, env, 0xd1, nil)
+	n.must(agentlink.Order{ID: "preload", Preload: &agentlink.Preload{Artefacts: []agentlink.Artefact{art}}})
+	n.become(serviceClaim(t, d, 31, agentlink.Image{Kernel: env.version, Root: agentlink.RootInRAM, RAM: &art}))
 
 	cpio := filepath.Join(t.TempDir(), "root.cpio")
 	command(t, root, "sh", "-c", "find . | cpio --quiet -o -H newc | zstd -q -o "+cpio)
 	art = f.artefact(t, "root.cpio", cpio)
-	m, _, _, _ = park(t, a, env, 0xd2, nil)
+	n = park(t, a, env, 0xd2, nil)
 	for _, v := range []string{"data", "witness"} {
 		if _, err := d.exports.Revoke(t.Context(), v, 32); err != nil {
 			t.Fatal(err)
 		}
 	}
-	becomeService(t, a, m, lastSession(a), serviceClaim(t, d, 32, agentlink.Image{Root: agentlink.RootInRAM, RAM: &art}))
+	n.become(serviceClaim(t, d, 32, agentlink.Image{Root: agentlink.RootInRAM, RAM: &art}))
 }

@@ -122,7 +122,7 @@ func pack(zw *zstd.Encoder, src io.ReaderAt, buf []byte, at int64) packed {
 	if n, err := src.ReadAt(buf, at); n < len(buf) {
 		return packed{err: fmt.Errorf("read at %d: %w", at, errors.Join(err, io.ErrUnexpectedEOF))}
 	}
-	p := packed{length: int64(len(buf)), sum: sha256.Sum256(buf)}
+	p := packed{length: int64(len(buf)), sum: chunkSum(buf)}
 	if !isZero(buf) {
 		p.payload = zw.EncodeAll(buf, make([]byte, 0, len(buf)/2))
 	}
