@@ -137,7 +137,7 @@ func newRack(t *testing.T, mode dhcp.Mode, files source) *rack {
 			Prefix: netip.MustParsePrefix("10.77.0.0/24"),
 			Range:  dhcp.Range{From: netip.MustParseAddr("10.77.0.100"), To: netip.MustParseAddr("10.77.0.199")},
 		},
-		Site:  site, Director: r.director, Leases: filepath.Join(t.TempDir(), "leases"), RouterAdvertisement: true,
+		Site: site, Director: r.director, Leases: filepath.Join(t.TempDir(), "leases"), RouterAdvertisement: true,
 		Recorder: r.recorder, Log: log,
 	})
 	if err != nil {
