@@ -26,7 +26,7 @@ func TestFirmwares(t *testing.T) {
 		nodes[i].Firmware = lab.FirmwareUEFI
 		k.set(&nodes[i])
 	}
-	w := newWorld(t, "matrix", nodes)
+	w := newWorld(t, "matrix", "", nodes)
 	for i, k := range kinds {
 		if k.full && !full() {
 			continue

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -37,19 +38,27 @@ type world struct {
 }
 
 // newWorld builds the programs and the image, and brings lab and appliance up.
-// name keeps worlds apart; edit may change the appliance's configuration.
-func newWorld(t *testing.T, name string, nodes []lab.NodeSpec) *world {
+// name keeps worlds apart; loaders is a folder of further boot loaders, or "".
+func newWorld(t *testing.T, name, loaders string, nodes []lab.NodeSpec) *world {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
 	bin := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", bin+"/", "./cmd/hotspare", "./cmd/hotspare-agent", "./cmd/hotspare-lab")
-	build.Dir = root
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+	compile := func(arch string, args ...string) {
+		build := exec.CommandContext(t.Context(), "go", append([]string{"build", "-trimpath", "-o"}, args...)...)
+		build.Dir = root
+		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("build: %v\n%s", err, out)
+		}
+	}
+	compile(runtime.GOARCH, bin+"/", "./cmd/hotspare", "./cmd/hotspare-agent", "./cmd/hotspare-lab")
+	for _, n := range nodes {
+		if n.Arch != "" && n.Arch != runtime.GOARCH {
+			compile(n.Arch, bin+"/hotspare-agent-"+n.Arch, "./cmd/hotspare-agent")
+		}
 	}
 	b, err := images.New(images.Options{CacheDir: filepath.Join(root, "out", "cache", "images")})
 	if err != nil {
@@ -71,7 +80,7 @@ func newWorld(t *testing.T, name string, nodes []lab.NodeSpec) *world {
 	if err := os.RemoveAll(state); err != nil {
 		t.Fatal(err)
 	}
-	if w.site, err = site.New(site.Options{Lab: w.lab, Bin: bin, State: state}); err != nil {
+	if w.site, err = site.New(site.Options{Lab: w.lab, Bin: bin, State: state, Loaders: loaders}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
