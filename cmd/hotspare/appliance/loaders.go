@@ -104,6 +104,9 @@ func (c Config) agentFor(arch string) string {
 	return c.Agent + "-" + arch
 }
 
+// ipxeLoaders is the folder of Debian's package ipxe.
+const ipxeLoaders = "/usr/lib/ipxe"
+
 // debianLoaders are the places of Debian's packages shim-signed and
 // grub-efi-*-signed. The names are those that the loaders look for each other by.
 func debianLoaders(name string) string {
@@ -130,10 +133,12 @@ func (b *boots) find(name string) (string, error) {
 	if err == nil {
 		return file, nil
 	}
-	if other := debianLoaders(name); other != "" {
-		if _, err := os.Stat(other); err == nil {
-			return other, nil
-		}
+	other := debianLoaders(name)
+	if other == "" {
+		other = filepath.Join(ipxeLoaders, name)
+	}
+	if _, err := os.Stat(other); err == nil {
+		return other, nil
 	}
 	return "", errors.Join(&hotspare.Error{
 		Code: hotspare.CodeMissingTool, What: "a boot loader is missing", Where: file, Fix: loaderFix(name),
