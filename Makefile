@@ -32,6 +32,7 @@ test-packages: packages
 
 bench-packages:
 	@packaging/install-packages packaging/bench-packages.txt
+	@packaging/unpack-package tftpd-hpa $(OUT)/cache/bench-peers
 
 images: packages build ## the two demo images, into out/cache
 	@for image in orders web; do $(BIN)/hotspare-lab image build $$image || exit 1; done
@@ -50,7 +51,7 @@ soak: ## SEEDS=20000 further seeds of the simulator, STORE=600 of the volume sto
 	@for f in FuzzLogin FuzzFullFeature FuzzCDB FuzzReadPDU FuzzText FuzzCHAP FuzzCopyList FuzzKept; do \
 	  $(NICE) $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZ),60s) -fuzzminimizetime 1s ./storage/iscsi || exit 1; done
 
-bench: bench-packages build ## figures beside peers and the machine's limits, PART=storage (BENCH_QUICK=1: in a minute)
+bench: bench-packages build ## figures beside peers and the machine's limits, PART=storage or boot (BENCH_QUICK=1: in a minute)
 	$(GO) build -buildvcs=false -trimpath -o $(BIN)/bench ./testenv/bench
 	$(BIN)/bench -part $(or $(PART),storage)
 

@@ -52,15 +52,22 @@ func main() {
 		}
 		return
 	}
+	if kind, ok := strings.CutPrefix(firstArgument(), "serve-"); ok {
+		if err := bootServer(ctx, kind, os.Args[2:]); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: serve-%s: %v\n", kind, err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	part := flag.String("part", "storage", "what to measure")
-	only := flag.String("only", "", "regular expression: measure these groups only (memory, logins, file, limits, store)")
+	only := flag.String("only", "", "regular expression: measure these groups only (storage: memory, logins, file, store; boot: tftp, http, dhcp, storm)")
 	pattern := flag.String("pattern", "", "regular expression: measure these patterns only")
 	profile := flag.String("profile", "", "write a CPU profile of our target to this file")
 	flag.StringVar(&o.lab, "lab", "out/bin/hotspare-lab", "the program whose target is measured")
 	flag.StringVar(&o.work, "work", "out/bench", "directory on the disk to measure")
 	flag.StringVar(&o.memory, "memory", "/dev/shm", "directory in memory")
-	flag.StringVar(&o.out, "out", "out/bench-storage.json", "where the figures go")
+	flag.StringVar(&o.out, "out", "", "where the figures go (out/bench-PART.json)")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds of each pattern")
 	flag.IntVar(&o.depth, "depth", 8, "commands outstanding in sequential patterns")
 	flag.DurationVar(&o.slice, "slice", 3*time.Second, "time of one pattern")
@@ -83,17 +90,28 @@ func main() {
 			os.Exit(1)
 		}
 	}
-	if *part != "storage" {
-		fmt.Fprintf(os.Stderr, "bench: no part %q; fix: PART=storage\n", *part)
+	run, ok := map[string]func(context.Context, options) error{"storage": storagePart, "boot": bootPart}[*part]
+	if !ok {
+		fmt.Fprintf(os.Stderr, "bench: no part %q; fix: PART=storage or PART=boot\n", *part)
 		os.Exit(2)
+	}
+	if o.out == "" {
+		o.out = "out/bench-" + *part + ".json"
 	}
 	if inside, code := ownNetwork(); !inside {
 		os.Exit(code)
 	}
-	if err := storagePart(ctx, o); err != nil {
+	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+func firstArgument() string {
+	if len(os.Args) < 2 {
+		return ""
+	}
+	return os.Args[1]
 }
 
 // storagePart measures all that is asked for, and reports what it has even when
