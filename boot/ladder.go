@@ -241,17 +241,24 @@ func (v *view) rungs(began time.Time, findings []Finding) []Rung {
 			}
 			r.Took = last.Sub(at).Milliseconds()
 			r.State, at = RungDone, last
-			if i == top && !v.complete(n) {
+			if i == top && !v.complete(n) && !stuckAbove(findings, names[i+1:]) {
 				r.State = RungNow
 			}
 			r.Text, r.Steps = v.steps(n, began)
 		}
 		if slices.ContainsFunc(findings, func(f Finding) bool { return f.Rung == n && f.Gravity == Stuck }) {
+			if r.State == RungAhead {
+				r.At = at.Sub(began).Milliseconds()
+			}
 			r.State = RungStuck
 		}
 		out = append(out, r)
 	}
 	return out
+}
+
+func stuckAbove(findings []Finding, above []RungName) bool {
+	return slices.ContainsFunc(findings, func(f Finding) bool { return f.Gravity == Stuck && slices.Contains(above, f.Rung) })
 }
 
 func skipped(n RungName) string {

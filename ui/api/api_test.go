@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -90,6 +91,10 @@ func (s *site) Events(_ context.Context, after uint64, limit int) ([]api.Event, 
 
 func (s *site) Follow(ctx context.Context, after uint64) (<-chan api.Event, error) {
 	out := make(chan api.Event)
+	if s.news == nil {
+		close(out) // a browser that waits for a page to rest would wait for ever
+		return out, nil
+	}
 	past, _ := s.Events(ctx, after, 1000)
 	go func() {
 		defer close(out)
@@ -124,11 +129,11 @@ type running struct {
 
 const token = "t0ken-of-the-test"
 
-func start(t *testing.T, page fstest.MapFS) running {
+func start(t *testing.T, page fs.FS) running {
 	t.Helper()
 	s := &site{news: make(chan api.Event)}
 	o := api.Options{
-		Verbs: api.Verbs{Viewer: s, Resources: s, Images: s, Engine: s, Explainer: s, History: s},
+		Verbs: api.Verbs{Viewer: s, Resources: s, Images: s, Engine: s, Explainer: s, History: s, Booting: s, Discoverer: s},
 		Token: hotspare.NewSecret(token),
 	}
 	if page != nil {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"net/url"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -16,6 +17,16 @@ type Booting interface {
 	BootsOf(ctx context.Context, name string) ([]boot.Ladder, error)
 }
 
+// segment decodes a part of a path. The server hands it over as it was sent, and
+// clients differ about what they escape: a browser writes the colons of a MAC
+// address as %3A.
+func segment(s string) string {
+	if plain, err := url.PathUnescape(s); err == nil {
+		return plain
+	}
+	return s
+}
+
 func (r routes) registerBoots(h huma.API) {
 	get(h, "list-boots", "/api/v1/boots", "The last boot of every machine that was heard lately", func(ctx context.Context, _ *struct{}) (*body[[]boot.Ladder], error) {
 		all, err := r.Booting.Boots(ctx)
@@ -25,7 +36,7 @@ func (r routes) registerBoots(h huma.API) {
 		return &body[[]boot.Ladder]{all}, nil
 	})
 	get(h, "get-boots", "/api/v1/boots/{name}", "The boots of one machine, by MAC address or node, the newest first", func(ctx context.Context, in *named) (*body[[]boot.Ladder], error) {
-		all, err := r.Booting.BootsOf(ctx, in.Name)
+		all, err := r.Booting.BootsOf(ctx, segment(in.Name))
 		if err != nil {
 			return nil, problem(err)
 		}

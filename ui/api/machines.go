@@ -123,7 +123,7 @@ func (r routes) registerMachines(h huma.API) {
 		return &body[[]Machine]{all}, nil
 	})
 	get(h, "get-machine", one, "One of them, by MAC address or UUID", func(ctx context.Context, in *named) (*body[Machine], error) {
-		m, err := r.Discoverer.Machine(ctx, in.Name)
+		m, err := r.Discoverer.Machine(ctx, segment(in.Name))
 		if err != nil {
 			return nil, problem(err)
 		}
@@ -131,7 +131,7 @@ func (r routes) registerMachines(h huma.API) {
 	})
 	huma.Register(h, huma.Operation{OperationID: "approve-machine", Method: http.MethodPost, Path: one + "/actions/approve", Summary: "Make an approved node of a machine", DefaultStatus: http.StatusCreated},
 		func(ctx context.Context, in *approveInput) (*body[Applied], error) {
-			out, err := r.Discoverer.ApproveMachine(ctx, in.Name, in.Body, in.By)
+			out, err := r.Discoverer.ApproveMachine(ctx, segment(in.Name), in.Body, in.By)
 			if err != nil {
 				return nil, problem(err)
 			}
@@ -140,10 +140,10 @@ func (r routes) registerMachines(h huma.API) {
 	order := func(verb, summary string, do func(ctx context.Context, name, by string) error) {
 		huma.Register(h, huma.Operation{OperationID: verb + "-machine", Method: http.MethodPost, Path: one + "/actions/" + verb, Summary: summary},
 			func(ctx context.Context, in *machineOrder) (*body[Accepted], error) {
-				if err := do(ctx, in.Name, in.By); err != nil {
+				if err := do(ctx, segment(in.Name), in.By); err != nil {
 					return nil, problem(err)
 				}
-				return &body[Accepted]{Accepted{Text: verb + " of machine " + in.Name + " done"}}, nil
+				return &body[Accepted]{Accepted{Text: verb + " of machine " + segment(in.Name) + " done"}}, nil
 			})
 	}
 	order("ignore", "Give a machine nothing but a text, and do not show it as new", func(ctx context.Context, name, by string) error {
@@ -154,7 +154,7 @@ func (r routes) registerMachines(h huma.API) {
 	})
 	huma.Register(h, huma.Operation{OperationID: "forget-machine", Method: http.MethodDelete, Path: one, Summary: "Remove a machine from the list until it asks again", DefaultStatus: http.StatusNoContent},
 		func(ctx context.Context, in *machineOrder) (*struct{}, error) {
-			if err := r.Discoverer.ForgetMachine(ctx, in.Name, in.By); err != nil {
+			if err := r.Discoverer.ForgetMachine(ctx, segment(in.Name), in.By); err != nil {
 				return nil, problem(err)
 			}
 			return nil, nil

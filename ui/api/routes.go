@@ -210,7 +210,7 @@ type explainInput struct {
 }
 
 func (r routes) explain(ctx context.Context, in *explainInput) (*body[Explanation], error) {
-	e, err := r.Explainer.Explain(ctx, in.Kind, in.Name)
+	e, err := r.Explainer.Explain(ctx, in.Kind, segment(in.Name))
 	if err != nil {
 		return nil, problem(err)
 	}

@@ -9,7 +9,7 @@ const span = (ms) => (ms >= 600000 ? Math.round(ms / 60000) + " min" : ms >= 100
 
 function chips(rungs) {
   return el("ol", { class: "rungs", "aria-label": "rungs" }, ...rungs.map((r) =>
-    el("li", { class: r.state, title: r.name + ": " + r.state + (r.tookMillis ? ", " + span(r.tookMillis) : "") }, r.name.slice(0, 2))));
+    el("li", { class: r.state, title: r.name + ": " + r.state + (r.tookMillis ? ", " + span(r.tookMillis) : "") }, r.name)));
 }
 
 function rungBar(r, total) {
@@ -87,7 +87,7 @@ function machine(m) {
   const f = m.facts || {};
   const hardware = [f.cpus ? f.cpus + " CPU" : "", f.memoryMiB ? f.memoryMiB + " MiB" : "", f.disks ? f.disks.length + " disks" : "", f.arch || ""].filter(Boolean).join(", ");
   return el("tr", {},
-    el("td", { class: "mono" }, el("div", {}, m.id), el("div", { class: "empty" }, (m.macs || []).join(" "))), el("td", {}, m.state),
+    el("td", { class: "mono" }, el("div", {}, m.id), el("div", { class: "empty" }, (m.macs || []).filter((x) => x !== m.id).join(" "))), el("td", {}, m.state),
     el("td", {}, [f.vendor, f.product, f.serial].filter(Boolean).join(" ") || "–"), el("td", {}, hardware || "–"),
     el("td", {}, m.firmware || "–"), el("td", { class: "mono" }, m.address || "–"), el("td", {}, clock(m.firstSeen)), el("td", {}, clock(m.lastSeen)));
 }
