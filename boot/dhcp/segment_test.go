@@ -319,9 +319,11 @@ func TestServeEndsCleanly(t *testing.T) {
 	}
 	w := newWire(t)
 	o := segmentOptions(t)
-	o.Director, o.RouterAdvertisement = directorFunc(starts), true
-	for _, mode := range []Mode{Authoritative, Proxy, Off} {
-		o.Mode = mode
+	o.Director, o.RouterAdvertisement, o.Watch, o.IPv6 = directorFunc(starts), true, time.Minute, lab6(t)
+	for _, mode := range []Mode{Authoritative, Proxy, Off, "off, and nothing at all"} {
+		if o.Mode = mode; mode != Authoritative && mode != Proxy && mode != Off {
+			o.Mode, o.Interface = Off, ""
+		}
 		s, err := New(o)
 		if err != nil {
 			t.Fatal(err)
@@ -331,6 +333,7 @@ func TestServeEndsCleanly(t *testing.T) {
 		go func() { done <- s.Serve(ctx) }()
 		if mode == Authoritative {
 			w.station().ask(dhcpv4.MessageTypeDiscover, biosPXE...)
+			w.station().ask(dhcpv4.MessageTypeRequest, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.IPv4(10, 77, 0, 105))))
 		}
 		cancel()
 		if err := <-done; err != nil {
