@@ -79,6 +79,14 @@ func TestBadFramesAreRefused(t *testing.T) {
 func FuzzRead(f *testing.F) {
 	f.Add(rawFrame(`{"v":1,"kind":"hello","body":{"node":"n1"}}`))
 	f.Add(rawFrame(`{"v":1,"kind":"order","body":{"id":"1","bootId":"b","power":{"action":"off"}}}`))
+	for _, o := range []agentlink.Order{kexecOrder(), installOrder()} {
+		frame, err := agentlink.EncodeOrder(o)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(frame)
+	}
+	f.Add(rawFrame(`{"v":1,"kind":"announce","body":{"facts":{"disks":[{"id":"x","copies":[{"slot":"A"}]}],"nics":[{}]}}}`))
 	f.Add([]byte{0, 0, 0, 1, '{'})
 	f.Fuzz(func(t *testing.T, in []byte) {
 		e, err := agentlink.Read(bytes.NewReader(in), 4096)
@@ -88,7 +96,10 @@ func FuzzRead(f *testing.F) {
 		if _, err := agentlink.Decode[agentlink.Heartbeat](e); err == nil && len(e.Body) == 0 {
 			t.Error("a message without a body was decoded")
 		}
-		_, _ = agentlink.Decode[agentlink.Join](e)
+		if j, err := agentlink.Decode[agentlink.Join](e); err == nil {
+			_ = j.Facts.Bounded()
+		}
+		_, _ = agentlink.Decode[agentlink.Progress](e)
 		o, err := agentlink.DecodeOrder(e)
 		if err != nil {
 			return

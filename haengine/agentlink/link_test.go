@@ -50,6 +50,7 @@ type world struct {
 	reports  []agentlink.Report
 	samples  []agentlink.Sample
 	beats    []agentlink.Heartbeat
+	over     map[string]uint64 // what heartbeats are answered with
 	events   chan struct{}
 
 	srv  *server.Server
@@ -129,7 +130,7 @@ func (w *world) Joined(_ context.Context, s server.Session) {
 
 func (w *world) Heartbeat(_ context.Context, _ server.Session, h agentlink.Heartbeat) agentlink.HeartbeatAck {
 	w.note(func() { w.beats = append(w.beats, h) })
-	return agentlink.HeartbeatAck{Granted: h.App == "orders", Lease: haengine.Duration(15 * time.Second), Epoch: 7}
+	return agentlink.HeartbeatAck{Granted: h.App == "orders", Lease: haengine.Duration(15 * time.Second), Epoch: 7, Over: w.over}
 }
 
 func (w *world) Report(_ context.Context, _ server.Session, r agentlink.Report) {

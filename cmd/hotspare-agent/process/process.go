@@ -122,7 +122,10 @@ func (r *Runner) launch(name string, argv []string) (*proc, error) {
 	if p := r.run[name]; p != nil && !p.ended() {
 		return nil, fmt.Errorf("%s runs already as process %d", name, p.cmd.Process.Pid)
 	}
+	// A fresh group each time: some kernels kill what is started in a group that
+	// was killed before.
 	dir := filepath.Join(r.opt.Group, name)
+	_ = os.Remove(dir)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
