@@ -1,9 +1,12 @@
 package images
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"io"
+	"sort"
 )
 
 // DigestTree names the digest of disk contents that this program makes: the
@@ -53,4 +56,44 @@ func (d *diskDigest) sum() string {
 	h.Write(binary.LittleEndian.AppendUint64([]byte("hotspare disk 1\n"), uint64(d.size)))
 	h.Write(d.sums)
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Contents is a disk that can say what of it may hold anything but zeros.
+type Contents interface {
+	io.ReaderAt
+	Size() int64
+	Extents(ctx context.Context, visit func(off, n int64) error) error
+}
+
+// DigestOf gives the digest of a disk's contents, of the kind that an image's
+// record names.
+func DigestOf(ctx context.Context, c Contents, kind string, tell func(Step)) (string, error) {
+	if kind == "" { // of an image that an earlier version imported
+		got, err := checkFile(ctx, c, c.Size(), nil, nil, func(n int64) { tell(Step{"compare", n, c.Size()}) })
+		return got.sha256, err
+	}
+	s := extentSource{Contents: c}
+	err := c.Extents(ctx, func(off, n int64) error {
+		s.runs = append(s.runs, run{logical: off, count: n})
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	sum, _, err := transfer(ctx, s, nil, func(n int64) { tell(Step{"compare", n, c.Size()}) })
+	return sum, err
+}
+
+// extentSource is a source whose extents are known, in order.
+type extentSource struct {
+	Contents
+	runs []run
+}
+
+func (s extentSource) data(off int64) (int64, int64, error) {
+	i := sort.Search(len(s.runs), func(i int) bool { return s.runs[i].logical+s.runs[i].count > off })
+	if i == len(s.runs) {
+		return s.Size(), s.Size(), nil
+	}
+	return max(off, s.runs[i].logical), min(s.runs[i].logical+s.runs[i].count, s.Size()), nil
 }

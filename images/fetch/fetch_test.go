@@ -153,7 +153,7 @@ func TestResumeLater(t *testing.T) {
 	if _, err := fetcher(t, Options{Allow: loopback}).Get(t.Context(), url+"/f", dir, nil); err != nil {
 		t.Error(err)
 	}
-	tag, data = `"two"`, noise(2<<20)[1<<20:]
+	tag, data = `"two"`, noise(2 << 20)[1<<20:]
 	path, err = fetcher(t, Options{Allow: loopback}).Get(t.Context(), url+"/f", dir, nil)
 	if err != nil || !bytes.Equal(read(t, path), data) {
 		t.Errorf("another file under the URL: %v", err)

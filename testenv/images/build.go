@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hotspare"
+	"hotspare/images/build"
 )
 
 // Options of a Builder.
@@ -136,11 +137,11 @@ func (b *Builder) Cached(name string) (Image, bool) {
 // make runs the tools: staging/root is filled, staging/image is the result.
 func (b *Builder) make(ctx context.Context, recipe Recipe, staging string, img *Image) error {
 	start := time.Now()
-	host, err := hostSuite("/etc/os-release")
+	host, err := build.HostSuite("/etc/os-release")
 	if err != nil {
 		return err
 	}
-	sources, err := Sources(b.opts.AptDir, host, recipe.Suite)
+	sources, err := build.Sources(b.opts.AptDir, host, recipe.Suite)
 	if err != nil {
 		return err
 	}
@@ -178,7 +179,7 @@ func (b *Builder) make(ctx context.Context, recipe Recipe, staging string, img *
 // and without documents, then the recipe's files and scripts.
 func bootstrapArgs(recipe Recipe, work, root string, sources []string) []string {
 	args := []string{"--mode=root", "--variant=minbase", "--format=directory", "--include=" + strings.Join(recipe.Packages, ",")}
-	for _, opt := range append(aptOptions(), `Apt::Install-Recommends "false"`) {
+	for _, opt := range append(build.AptOptions(), `Apt::Install-Recommends "false"`) {
 		args = append(args, "--aptopt="+opt)
 	}
 	for _, opt := range []string{

@@ -1,4 +1,4 @@
-package images
+package build
 
 import (
 	"bufio"
@@ -147,8 +147,8 @@ func parseDeb822(text string) []source {
 	return all
 }
 
-// hostSuite reads the host's release from os-release(5).
-func hostSuite(file string) (string, error) {
+// HostSuite reads the host's release from os-release(5).
+func HostSuite(file string) (string, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return "", fmt.Errorf("read the host's release: %w", err)
@@ -163,9 +163,9 @@ func hostSuite(file string) (string, error) {
 	return "", &hotspare.Error{Code: hotspare.CodeInvalid, What: "the host's release is unknown", Where: file, Why: "no VERSION_CODENAME", Fix: "build on Debian"}
 }
 
-// aptOptions are the host's own settings that decide whether a download works:
+// AptOptions are the host's own settings that decide whether a download works:
 // proxies and the check of dates (a snapshot mirror is older than allowed).
-func aptOptions() []string {
+func AptOptions() []string {
 	out, err := exec.Command("apt-config", "dump").Output()
 	if err != nil {
 		return nil
