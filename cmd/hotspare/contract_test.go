@@ -15,7 +15,8 @@ import (
 // everything takes everything that the real interface lets through.
 type everything struct {
 	api.Viewer
-	asked []string
+	asked  []string
+	upload api.ImageUpload
 }
 
 func (a *everything) note(s ...string) { a.asked = append(a.asked, strings.Join(s, " ")) }
@@ -23,7 +24,7 @@ func (a *everything) note(s ...string) { a.asked = append(a.asked, strings.Join(
 func (a *everything) Snapshot(context.Context) (api.Snapshot, error) {
 	a.note("snapshot")
 	return api.Snapshot{
-		Nodes: []api.Node{nodes[0]}, Applications: []api.Application{{}}, Failovers: []api.Failover{{ID: "1"}},
+		Nodes: []api.Node{nodes[0]}, Images: []api.Image{{Name: "orders", Version: "1"}}, Applications: []api.Application{{}}, Failovers: []api.Failover{{ID: "1"}},
 	}, nil
 }
 
@@ -76,7 +77,7 @@ func (a *everything) Follow(context.Context, uint64) (<-chan api.Event, error) {
 func TestTheCommandLineSpeaksTheDocumentedInterface(t *testing.T) {
 	a := &everything{}
 	srv, err := api.New(api.Options{
-		Verbs: api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, Tasks: a, Booting: a, Discoverer: a},
+		Verbs: api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, ImageKeeper: a, Tasks: a, Booting: a, Discoverer: a},
 		Token: hotspare.NewSecret("unused over the socket"),
 	})
 	if err != nil {
@@ -100,7 +101,17 @@ func TestTheCommandLineSpeaksTheDocumentedInterface(t *testing.T) {
 		"get":               {"nodes", "snapshot"},
 		"describe":          {"node n1", "snapshot"},
 		"delete":            {"node n1", "delete node n1"},
-		"image import":      {"orders --file /images/orders.img", "import orders"},
+		"image import":      {"orders --file /images/orders.img", "image import orders /images/orders.img   true"},
+		"image upload":      {"orders main.go", "image import orders  u123456789  true"},
+		"image build":       {"../../examples/image.yaml", "image build     true"},
+		"image list":        {"", "snapshot"},
+		"image show":        {"orders:1", "snapshot"},
+		"image verify":      {"orders:stable", "image verify    orders:stable true"},
+		"image promote":     {"orders:1 stable --reason test", "promote orders stable 1 test"},
+		"image rollback":    {"orders:stable --reason test", "rollback orders stable  test"},
+		"image channels":    {"orders", "channels orders"},
+		"image delete":      {"orders:1", "delete image orders 1"},
+		"image gc":          {"orders web --newest 3 --dry-run", "garbage [orders web] 3 0"},
 		"app failover":      {"orders --to n2 --reason test", "failover application orders n2 test "},
 		"app freeze":        {"orders --for 2h --reason test", "freeze application orders  test 2h"},
 		"app unfreeze":      {"orders", "unfreeze application orders   "},

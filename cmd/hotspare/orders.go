@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/url"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -14,49 +13,6 @@ import (
 
 	"hotspare/ui/api"
 )
-
-func imageCommand(c *connection) *cobra.Command {
-	var in api.ImageImport
-	var format string
-	imp := &cobra.Command{
-		Use:     "import NAME --file FILE",
-		Short:   "Take a disk image into the repository",
-		Long:    "Take a raw or qcow2 disk image into the repository: its digest is checked or recorded, its kernel and modules are found inside. The file is read by the appliance.",
-		Example: "  hotspare image import orders --file out/images/orders.raw --format raw",
-		Args:    wants(1, 1, "the image's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if in.File == "" {
-				return &usageError{cmd.CommandPath(), fmt.Errorf("import needs --file FILE")}
-			}
-			abs, err := filepath.Abs(in.File)
-			if err != nil {
-				return err
-			}
-			in.Name, in.File = args[0], abs
-			cl, err := c.open()
-			if err != nil {
-				return err
-			}
-			defer cl.Close()
-			var img api.Image
-			if err := cl.Post(cmd.Context(), "/api/v1/images", in, &img); err != nil {
-				return err
-			}
-			return show(cmd.OutOrStdout(), format, []api.Image{img}, func(t *table) { imageRows(t, []api.Image{img}) },
-				func(i api.Image) string { return "image/" + i.Name + ":" + i.Version })
-		},
-	}
-	f := imp.Flags()
-	f.StringVar(&in.File, "file", "", "raw or qcow2 file")
-	f.StringVar(&in.Format, "format", "auto", "raw, qcow2 or auto (looked at once, then fixed)")
-	f.StringVar(&in.Version, "version", "", "default: the first digits of its digest")
-	f.StringVar(&in.SHA256, "sha256", "", "expected SHA-256 of the file")
-	f.StringVar(&in.Cmdline, "cmdline", "", "further kernel arguments of this image")
-	outputFlag(imp, &format)
-	cmd := &cobra.Command{Use: "image", Short: "Work with images"}
-	cmd.AddCommand(imp)
-	return cmd
-}
 
 // order makes the command of one verb on a resource of kind.
 func order(c *connection, kind, verb, short string, flags func(*cobra.Command, *orderBody)) *cobra.Command {

@@ -38,6 +38,9 @@ func (r routes) register(h huma.API) {
 	if r.Keeper != nil {
 		r.registerStorage(h)
 	}
+	if r.ImageKeeper != nil {
+		r.registerImages(h)
+	}
 	if r.Discoverer != nil {
 		r.registerMachines(h)
 	}

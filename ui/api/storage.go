@@ -54,10 +54,11 @@ type TaskRequest struct {
 // appliance ends and forgets it.
 type Task struct {
 	ID       string       `json:"id"`
-	Kind     string       `json:"kind"`   // export, copy, scrub
-	Volume   string       `json:"volume"` // empty: all
-	State    string       `json:"state"`  // running, done, failed, aborted
-	Text     string       `json:"text"`   // what it does now or did, in a sentence
+	Kind     string       `json:"kind"`            // export, copy, scrub, image import, ...
+	Volume   string       `json:"volume"`          // or image that it is about; empty: all
+	Image    string       `json:"image,omitempty"` // name:version that an import or build made
+	State    string       `json:"state"`           // running, done, failed, aborted
+	Text     string       `json:"text"`            // what it does now or did, in a sentence
 	Done     int64        `json:"doneBytes"`
 	Total    int64        `json:"totalBytes"` // at most; 0: not known
 	By       string       `json:"by"`

@@ -13,7 +13,9 @@ type Verbs struct {
 	History   History
 	Keeper    Keeper // with Tasks; nil: no operations on volumes
 	Tasks     Tasks
-	Booting   Booting // nil: no boots
+	// ImageKeeper comes with Tasks; nil: images are imported and deleted only.
+	ImageKeeper ImageKeeper
+	Booting     Booting // nil: no boots
 
 	Discoverer Discoverer // nil: no machines beside the nodes
 }

@@ -148,7 +148,9 @@ func (a *Appliance) openStorage(ctx context.Context) error {
 
 func (a *Appliance) openImages(ctx context.Context) error {
 	var err error
-	a.images, err = images.Open(ctx, filepath.Join(a.cfg.State, "images"), images.Options{Disks: goldenDisks{a.store, func(volume string) { a.scrubs.letGo(volume) }}, Log: a.log.With("part", "images")})
+	o := a.cfg.Images.repository()
+	o.Disks, o.Log = goldenDisks{a.store, func(volume string) { a.scrubs.letGo(volume) }}, a.log.With("part", "images")
+	a.images, err = images.Open(ctx, filepath.Join(a.cfg.State, "images"), o)
 	if err != nil {
 		return err
 	}

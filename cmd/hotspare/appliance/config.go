@@ -27,6 +27,7 @@ type Config struct {
 	Modules   string          `yaml:"modules"`  // module set of the initramfs: generic or lab
 	BMC       BMCConfig       `yaml:"bmc"`
 	Storage   StorageConfig   `yaml:"storage"`
+	Images    ImagesConfig    `yaml:"images"`    // where images may come from and which are believed
 	Discovery DiscoveryConfig `yaml:"discovery"` // what machines get that nobody has approved
 }
 

@@ -156,7 +156,7 @@ func (a *Appliance) serveAPI(ctx context.Context) error {
 		return err
 	}
 	srv, err := api.New(api.Options{
-		Verbs:   api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, Tasks: a, Booting: a, Discoverer: a},
+		Verbs:   api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, Tasks: a, ImageKeeper: a, Booting: a, Discoverer: a},
 		Metrics: a.metrics(), Token: token, Page: page, Version: a.version, Log: a.log.With("part", "api"),
 	})
 	if err != nil {

@@ -61,7 +61,7 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Get reads path ("/api/v1/nodes") into out, which may be a *json.RawMessage.
 func (c *Client) Get(ctx context.Context, path string, out any) error {
-	return c.do(ctx, http.MethodGet, path, "", nil, out)
+	return c.do(ctx, http.MethodGet, path, "", nil, nil, out)
 }
 
 // Post sends in as JSON to path and reads the answer into out.
@@ -70,24 +70,38 @@ func (c *Client) Post(ctx context.Context, path string, in, out any) error {
 	if err != nil {
 		return fmt.Errorf("encode request: %w", err)
 	}
-	return c.do(ctx, http.MethodPost, path, "application/json", b, out)
+	return c.do(ctx, http.MethodPost, path, "application/json", nil, b, out)
 }
 
 // Apply sends YAML documents; name is the file's, for error texts.
 func (c *Client) Apply(ctx context.Context, name string, docs []byte, dryRun bool) ([]api.Applied, error) {
 	q := url.Values{"name": {name}, "dryRun": {strconv.FormatBool(dryRun)}}
 	var out []api.Applied
-	err := c.do(ctx, http.MethodPost, "/api/v1/apply?"+q.Encode(), "application/yaml", docs, &out)
+	err := c.do(ctx, http.MethodPost, "/api/v1/apply?"+q.Encode(), "application/yaml", nil, docs, &out)
 	return out, err
+}
+
+// Put sends in as JSON to path and reads the answer into out.
+func (c *Client) Put(ctx context.Context, path string, in, out any) error {
+	b, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	return c.do(ctx, http.MethodPut, path, "application/json", nil, b, out)
+}
+
+// Patch sends bytes with further headers and reads the answer into out.
+func (c *Client) Patch(ctx context.Context, path, contentType string, more http.Header, in []byte, out any) error {
+	return c.do(ctx, http.MethodPatch, path, contentType, more, in, out)
 }
 
 // Delete deletes path.
 func (c *Client) Delete(ctx context.Context, path string) error {
-	return c.do(ctx, http.MethodDelete, path, "", nil, nil)
+	return c.do(ctx, http.MethodDelete, path, "", nil, nil, nil)
 }
 
-func (c *Client) do(ctx context.Context, method, path, contentType string, in []byte, out any) error {
-	resp, err := c.send(ctx, method, path, contentType, in)
+func (c *Client) do(ctx context.Context, method, path, contentType string, more http.Header, in []byte, out any) error {
+	resp, err := c.send(ctx, method, path, contentType, more, in)
 	if err != nil {
 		return err
 	}
@@ -102,10 +116,13 @@ func (c *Client) do(ctx context.Context, method, path, contentType string, in []
 }
 
 // send gives the response of a request that succeeded.
-func (c *Client) send(ctx context.Context, method, path, contentType string, in []byte) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, method, path, contentType string, more http.Header, in []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(in))
 	if err != nil {
 		return nil, fmt.Errorf("request: %w", err)
+	}
+	for name, values := range more {
+		req.Header[name] = values
 	}
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
@@ -150,7 +167,7 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 // Follow calls fn for every event after the given id until ctx ends, the stream
 // breaks or fn returns an error. It returns the last id seen.
 func (c *Client) Follow(ctx context.Context, after uint64, fn func(api.Event) error) (uint64, error) {
-	resp, err := c.send(ctx, http.MethodGet, "/api/v1/events/stream?after="+strconv.FormatUint(after, 10), "", nil)
+	resp, err := c.send(ctx, http.MethodGet, "/api/v1/events/stream?after="+strconv.FormatUint(after, 10), "", nil, nil)
 	if err != nil {
 		return after, err
 	}
