@@ -102,11 +102,12 @@ type (
 	}
 
 	// DisableCopies has the agent of a boot in discovery or standby disable every
-	// copy of an application on the node's local disks, so that nothing starts one
-	// by itself.
+	// copy of these applications on the node's local disks, so that nothing starts
+	// one.
 	DisableCopies struct {
 		Order
-		BootID string `json:"bootID"`
+		BootID string   `json:"bootID"`
+		Apps   []string `json:"apps"`
 	}
 
 	// Claim orders the joined or parked agent to become the application. Lease is

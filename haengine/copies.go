@@ -3,17 +3,19 @@ package haengine
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // CopyState is the state of a copy on a local disk.
 type CopyState string
 
-// The states of a local copy. What is being written, and what failed, is never
-// started.
+// The states of a local copy. Only a ready one is started, and a whole disk that
+// was started before: a slot that was is not what was installed any more.
 const (
 	CopyWriting  CopyState = "writing"
-	CopyReady    CopyState = "ready"
-	CopyDisabled CopyState = "disabled" // nothing starts it but a claim that names it
+	CopyReady    CopyState = "ready"    // written and read back, never started
+	CopyStarted  CopyState = "started"  // a grant started it
+	CopyDisabled CopyState = "disabled" // nothing starts it any more
 	CopyFailed   CopyState = "failed"   // it did not come up, or its digest differs
 )
 
@@ -31,8 +33,8 @@ type LocalCopy struct {
 
 // usableCopy gives the copy of an image that an application may be started from.
 func (n *NodeState) usableCopy(app, image string) *LocalCopy {
-	for i := len(n.Copies) - 1; i >= 0; i-- {
-		if c := n.Copies[i]; c.App == app && c.Image == image && (c.State == CopyReady || c.State == CopyDisabled) {
+	for _, c := range slices.Backward(n.Copies) {
+		if c.App == app && c.Image == image && (c.State == CopyReady || c.State == CopyStarted && c.Slot == "") {
 			return &c
 		}
 	}
@@ -65,11 +67,11 @@ func (w *work) starts(a *AppState) {
 	n.Copies = slices.Clone(n.Copies)
 	for i := range n.Copies {
 		if c := &n.Copies[i]; c.App == g.Copy.App && c.Disk == g.Copy.Disk && c.Slot == g.Copy.Slot && c.Image == g.Copy.Image {
-			c.Epoch = g.Epoch
+			c.Epoch, c.State = g.Epoch, CopyStarted
 		}
 	}
 	c := *g.Copy
-	c.Epoch = g.Epoch
+	c.Epoch, c.State = g.Epoch, CopyStarted
 	g.Copy = &c
 }
 
@@ -126,7 +128,7 @@ func (w *work) copiesSeen(node string, found []LocalCopy) {
 	if n == nil || found == nil {
 		return
 	}
-	n.Copies = slices.Clone(found)
+	n.Copies, n.Listed = slices.Clone(found), true
 }
 
 // disabled takes the agent's word that nothing on its disks starts an application
@@ -137,36 +139,50 @@ func (w *work) disabled(o DisableCopies) {
 		return
 	}
 	n.Copies = slices.Clone(n.Copies)
+	apps := map[string]bool{}
+	for _, app := range o.Apps {
+		apps[app] = true
+	}
 	for i := range n.Copies {
-		if n.Copies[i].State == CopyReady {
+		if apps[n.Copies[i].App] {
 			n.Copies[i].State = CopyDisabled
 		}
 	}
-	w.say(nil, o.Node, "its local copies are disabled")
-	seen := w.node(o.Node)
-	if seen.Discovered != o.BootID {
+	w.say(nil, o.Node, "its local copies of %s are disabled", strings.Join(o.Apps, ", "))
+	if w.node(o.Node).Discovered != o.BootID {
 		return // it was booted once more since
 	}
 	w.proveNode(o.Node, Evidence{Kind: EvidenceIdentity, Text: fmt.Sprintf("%s is seen as boot %s, and its local copies are disabled", o.Node, o.BootID)},
 		func(a *AppState, g *Grant) bool {
-			return g.Way.LeavesCopy() && g.BootID != o.BootID && !w.lately(a, g.Exclusion)
+			return apps[a.Spec.Name] && g.Way.LeavesCopy() && g.BootID != o.BootID && !w.lately(a, g.Exclusion)
 		})
 }
 
-// disable has the local copies of a node disabled that was seen as another boot,
-// when evidence about an installed copy waits for that.
+// disable has the copies on a node disabled, which was seen carrying nothing, that
+// were started there before, and those of applications whose evidence waits for
+// that. A copy that was installed for later stays.
 func (w *work) disable(node, boot string) {
-	waits := false
-	for _, k := range w.apps.keys() {
-		for _, g := range w.apps.get(k).Old {
-			waits = waits || g.Node == node && g.Way.LeavesCopy() && g.Exclusion.Proof == nil && g.BootID != boot
+	waits := map[string]bool{}
+	if n := w.nodes.get(node); n != nil {
+		for _, c := range n.Copies {
+			if c.State == CopyStarted {
+				waits[c.App] = true
+			}
 		}
 	}
-	if !waits || w.has(func(a Action) bool { d, is := a.(DisableCopies); return is && d.Node == node && d.BootID == boot }) {
+	for _, k := range w.apps.keys() {
+		a := w.apps.get(k)
+		for _, g := range a.Old {
+			if g.Node == node && g.Way.LeavesCopy() && g.Exclusion.Proof == nil && g.BootID != boot {
+				waits[k] = true
+			}
+		}
+	}
+	if len(waits) == 0 || w.has(func(a Action) bool { d, is := a.(DisableCopies); return is && d.Node == node && d.BootID == boot }) {
 		return
 	}
 	w.withdraw(func(a Action) bool { d, is := a.(DisableCopies); return is && d.Node == node })
-	w.order(DisableCopies{Order: Order{Node: node}, BootID: boot}, 0)
+	w.order(DisableCopies{Order: Order{Node: node}, BootID: boot, Apps: sortedKeys(waits)}, 0)
 }
 
 // LocalBoot says whether a node may be handed back to its firmware to start from
@@ -187,9 +203,14 @@ func LocalBoot(s State, node string) (bool, Reason) {
 		return false, Reason{"not-released", fmt.Sprintf("%s is %s: it boots nothing but discovery", node, n.Phase)}
 	case n.Phase != NodeIdle && n.Phase != NodeMaintenance:
 		return false, Reason{"other-way", fmt.Sprintf("%s is %s, and nothing of it starts from its disk", node, n.Phase)}
+	case n.Park != nil:
+		return false, Reason{"standby", node + " goes to standby"}
 	}
-	for _, c := range n.Copies {
+	for _, c := range n.Copies { // disabled or not: nothing of it is to run
 		return false, Reason{"local-copy", fmt.Sprintf("its disk holds %s (%s, epoch %d, %s) without a live grant", c.App, c.Image, c.Epoch, c.State)}
 	}
-	return true, Reason{"no-copy", "hotspare has put nothing on its disk"}
+	if !n.Listed {
+		return false, Reason{"not-listed", "no agent has said yet what its disks hold"}
+	}
+	return true, Reason{"no-copy", "its agent has found nothing of hotspare's on its disks, and nothing was put there since"}
 }

@@ -56,8 +56,11 @@ func (b *bench) pass(d time.Duration, each func()) {
 
 // perform answers what was given out.
 func (b *bench) perform() {
-	for len(b.out) > 0 {
+	for i := 0; len(b.out) > 0; i++ {
 		a := b.out[0]
+		if i > 1000 {
+			b.t.Fatalf("actions without end: %s %+v", a.Kind(), a.Head())
+		}
 		b.out = b.out[1:]
 		h := a.Head()
 		key, own := a.Kind(), a.Kind()+" "+h.Node
@@ -89,8 +92,10 @@ func (b *bench) answer(a haengine.Action) {
 		d.Power = &haengine.PowerEvidence{Reads: []haengine.PowerReading{off, off}}
 	case haengine.Revoke:
 		d.Revocation = &haengine.Revocation{Below: a.Below}
-	case haengine.Boot:
+	case haengine.Boot, haengine.ParkNode:
 		b.pow[h.Node] = haengine.PowerIsOn
+	case haengine.Install:
+		d.Copy = &haengine.LocalCopy{Disk: "wwn-1"}
 	case haengine.ProbeAddress:
 		d.Address = &haengine.AddressProbe{Silent: true}
 	}

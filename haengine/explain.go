@@ -82,6 +82,8 @@ func bootText(g *Grant) string {
 	switch {
 	case g.BootID != "":
 		return ", boot " + g.BootID
+	case !g.Way.HasAgent() && g.Claimed:
+		return ", without an agent"
 	case g.Booted:
 		return ", booting"
 	}
@@ -102,7 +104,7 @@ func (w *work) explainOld(x *Explanation, a *AppState, g *Grant) {
 	if e.PowerFailed != "" {
 		text = "power fence failed: " + e.PowerFailed
 	}
-	if end, ok := w.leaseOver(a.Spec.Name, g); ok && accepts(a.Spec.Policy, EvidenceStorage) && g.Way.NeedsVolume() {
+	if end, ok := w.leaseOver(a.Spec.Name, g); ok && accepts(a.Spec.Policy, EvidenceStorage) && g.Way.NeedsVolume() && g.Way.HasAgent() && g.Lease < NoLease {
 		text += fmt.Sprintf("; storage evidence in %s", max(0, end.Sub(w.now.At)).Round(time.Second))
 		if a.Revoked <= g.Epoch {
 			text += " once its volumes are revoked"
@@ -129,8 +131,12 @@ func (w *work) explainChannels(x *Explanation, a *AppState) {
 		m, _ := monitorOf(a, c.Monitor)
 		x.row("channel", k, "%s: bad, %d of %d in a row: %s", k, c.Bad, m.Failures, c.Why)
 	}
-	silent := w.silence(a, f).Round(100 * time.Millisecond)
-	x.row("channel", "heartbeat", "heartbeat: last %s ago, counts as failed after %s", silent, heartbeatTimeout(a))
+	if a.Grant.Way.HasAgent() {
+		silent := w.silence(a, f).Round(100 * time.Millisecond)
+		x.row("channel", "heartbeat", "heartbeat: last %s ago, counts as failed after %s", silent, heartbeatTimeout(a))
+	} else {
+		x.row("channel", "heartbeat", "no agent is on the node: its checks, its power and its storage session are all that is known")
+	}
 	v := w.judge(a)
 	switch {
 	case v.failed:
@@ -148,11 +154,36 @@ func (w *work) explainChannels(x *Explanation, a *AppState) {
 func explainCandidates(x *Explanation, cands []Candidate) {
 	for _, c := range cands {
 		if c.Eligible {
-			x.row("candidate", c, "%s: eligible, rank %d", c.Node, c.Rank)
+			x.row("candidate", c, "%s: eligible, rank %d%s", c.Node, c.Rank, wayRow(c))
 			continue
 		}
 		x.row("candidate", c, "%s", c.Nearest)
 	}
+	if len(cands) == 0 || !known(cands[0]) {
+		return
+	}
+	for _, way := range cands[0].Ways { // of the first: the others have them in Value
+		x.row("way", way, "%s on %s: %s", way.Way, cands[0].Node, way.Text)
+	}
+}
+
+// known says whether more than the one way is weighed that needs no knowledge of
+// the image.
+func known(c Candidate) bool {
+	possible := 0
+	for _, way := range c.Ways {
+		if way.OK {
+			possible++
+		}
+	}
+	return possible > 1 || possible == 1 && c.Way != WayColdISCSI
+}
+
+func wayRow(c Candidate) string {
+	if !known(c) {
+		return ""
+	}
+	return fmt.Sprintf(": %s, %s", c.Way, c.Ways[0].Text)
 }
 
 // ExplainFailover tells a failover from its cause to its end.

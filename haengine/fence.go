@@ -356,10 +356,12 @@ func (w *work) suspectNode(node, why string) {
 		w.powerOff(n)
 	case NodeReserved, NodeOwned: // chosen anew already: it is not booted before it is proven off again
 		a := w.apps.edit(n.Owner)
-		if a == nil || a.Grant == nil || a.Grant.Node != node || a.Grant.Booted || a.Grant.Claimed {
+		if a == nil || a.Grant == nil || a.Grant.Node != node || a.Grant.Claimed {
 			return
 		}
-		if a.Grant.From != "" { // who speaks there is not the parked boot alone
+		// Who speaks there is not the parked boot alone, or is not off as it had to be
+		// before it was booted: the grant is given up, and the node fenced for it.
+		if a.Grant.From != "" || a.Grant.Booted {
 			a.Grant.Lost = why
 			w.all = true
 			return

@@ -53,7 +53,9 @@ func (w *work) done(e Done) {
 			}
 		}
 	case Install:
-		if ours && e.Copy != nil {
+		if ours && e.Copy == nil {
+			w.attemptFailed(w.apps.edit(h.App), "the installation ended without a word about the copy", false)
+		} else if ours {
 			a = w.apps.edit(h.App)
 			w.written(a, *e.Copy)
 			f := w.soft(a) // it took its time: the address is asked anew

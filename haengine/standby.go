@@ -76,15 +76,17 @@ func (w *work) lostBoot(node, boot string, since Stamp, silence time.Duration) s
 	return ""
 }
 
-// lostFrom says why the parked boot that a grant begins from cannot be used any
-// more; nothing was given to it yet.
+// lostFrom says why a grant that was not claimed cannot go on: its node is not what
+// it was taken for, or the parked boot that it begins from is gone.
 func (w *work) lostFrom(a *AppState) string {
 	g := a.Grant
-	if g == nil || g.From == "" || g.Booted || g.Claimed {
+	switch {
+	case g == nil || g.Claimed:
 		return ""
-	}
-	if g.Lost != "" {
+	case g.Lost != "":
 		return g.Lost
+	case g.From == "" || g.Booted:
+		return ""
 	}
 	n := w.nodes.get(g.Node)
 	if n == nil || n.Park == nil || n.Park.BootID != g.From {

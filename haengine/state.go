@@ -105,6 +105,7 @@ type NodeState struct {
 	Facts     *NodeFacts  `json:"facts,omitempty"`  // as its agent said last
 	Park      *Park       `json:"park,omitempty"`   // its standby, ordered or reached; it has no owner by that
 	Copies    []LocalCopy `json:"copies,omitempty"` // of applications on its local disks
+	Listed    bool        `json:"listed,omitempty"` // an agent has said what its disks hold
 	ParkFails int         `json:"parkFails,omitempty"`
 	ParkAfter Stamp       `json:"parkAfter,omitzero"` // it is not put in standby before
 	ParkWhy   string      `json:"parkWhy,omitempty"`  // why it is not in standby, or left it
@@ -159,7 +160,7 @@ type Grant struct {
 	From      string     `json:"from,omitempty"`   // the parked boot that it begins from; empty: the node is powered on for it
 	Direct    bool       `json:"direct,omitempty"` // the boot of From is claimed as it is
 	Copy      *LocalCopy `json:"copy,omitempty"`   // ways install and slot: what is started
-	Lost      string     `json:"lost,omitempty"`   // the boot of From is gone: why
+	Lost      string     `json:"lost,omitempty"`   // the node is not what it was taken for: why
 	BootID    string     `json:"bootID,omitempty"` // of the boot that joined for it, or that is claimed as it is
 	Since     Stamp      `json:"since"`
 	Prepared  bool       `json:"prepared,omitempty"`  // the node was proven off before its boot

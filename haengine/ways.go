@@ -76,6 +76,12 @@ type ImageFacts struct {
 	Not    map[Way]string `json:"not,omitempty"`    // why it cannot be started in the others
 }
 
+// offers says whether the image has a way like that, a network boot without an
+// agent set aside.
+func (f *ImageFacts) offers(like func(Way) bool) bool {
+	return slices.ContainsFunc(f.Ways, func(w Way) bool { return w != WayColdSAN && like(w) })
+}
+
 // NodeFacts are what an authenticated agent found on its node.
 type NodeFacts struct {
 	Model   string `json:"model,omitempty"`   // vendor and product: times are measured per model
@@ -275,6 +281,10 @@ func (w *work) notAtAll(a *AppState, facts *ImageFacts, way Way) string {
 			return why
 		}
 		return "the image does not offer it"
+	case len(p.Ways) == 0 && way == WayRAM && facts.offers(Way.NeedsVolume):
+		return "its root would be in memory: the policy has to list it"
+	case len(p.Ways) == 0 && !way.HasAgent() && facts.offers(Way.HasAgent):
+		return "no agent would guard it: the policy has to list it"
 	case way.HasAgent():
 		return ""
 	case !accepts(p, EvidencePower):

@@ -19,7 +19,7 @@ func (s *Sim) check() {
 
 // patience is longer than every deadline of a simulated policy: who waits longer
 // says why.
-const patience = 100 * time.Second
+const patience = 115 * time.Second
 
 // checkTold is S3: no application that waits is silent about it. A freeze and a
 // blind appliance are reasons by themselves.

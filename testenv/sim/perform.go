@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"hotspare"
@@ -127,6 +128,14 @@ func (w *world) act(a haengine.Action, answer func(haengine.Event), fail func(st
 func (w *world) become(n *node, c haengine.Claim) {
 	n.mode, n.seen = "running", c.Epoch
 	n.inst = &instance{key: grantKey{c.App, c.Epoch}, way: c.Way}
+	if c.Copy != nil {
+		n.copies = n.onDisk()
+		for i := range n.copies {
+			if n.copies[i].Slot == c.Copy.Slot {
+				n.copies[i].State = haengine.CopyStarted
+			}
+		}
+	}
 }
 
 // sessions counts the instances below an epoch that have the data volumes open.
@@ -243,11 +252,14 @@ func (w *world) claim(n *node, c haengine.Claim, done haengine.Done, answer func
 	case n.boot != c.BootID || c.Epoch < n.seen || n.mode != "parked" && n.mode != "running" && n.mode != "standby":
 		fail("other boot or epoch", hotspare.CodeJoinRefused, false)
 		return
+	case c.Copy != nil && !slices.ContainsFunc(n.copies, func(o haengine.LocalCopy) bool {
+		return o.App == c.App && o.Slot == c.Copy.Slot && (o.State == haengine.CopyReady || o.State == haengine.CopyStarted && o.Epoch == c.Epoch)
+	}):
+		fail("there is no such copy", hotspare.CodeInvalid, false)
+		return
 	case n.mode == "standby" && n.kernel != w.kernelOf(c.Spec.Image):
 		fail("other kernel", hotspare.CodeInvalid, false)
 		return
-	case n.mode == "parked" && n.token != grantKey{c.App, c.Epoch} && n.released.app == "":
-		w.s.violate("S2", "%s epoch %d is claimed on a boot that came for %s epoch %d", c.App, c.Epoch, n.token.app, n.token.epoch)
 	}
 	a := w.app(c.App)
 	if c.Epoch < a.claims {

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -16,7 +17,7 @@ import (
 
 var (
 	seed  = flag.Uint64("sim.seed", 0, "run this seed alone and print its trace")
-	seeds = flag.Int("sim.seeds", 1500, "number of seeds of TestManySeeds")
+	seeds = flag.Int("sim.seeds", 0, "number of seeds of TestManySeeds; 0: 700, with HOTSPARE_TEST_FULL 4000")
 	from  = flag.Uint64("sim.from", 1, "first seed of TestManySeeds")
 )
 
@@ -77,9 +78,16 @@ func TestOneSeed(t *testing.T) {
 // TestManySeeds proves S1, S2, S4, S5, S7, S9, S12, S13, L1 and L3 over random
 // faults, and that the runs exercised what they are for.
 func TestManySeeds(t *testing.T) {
-	begin := time.Now()
+	begin, n := time.Now(), *seeds
+	switch {
+	case n > 0:
+	case os.Getenv("HOTSPARE_TEST_FULL") != "":
+		n = 4000
+	default:
+		n = 700
+	}
 	bad := 0
-	all, runs := many(*from, *seeds, Config{}, func(r Result) bool { bad += len(r.Violations); return bad < 10 })
+	all, runs := many(*from, n, Config{}, func(r Result) bool { bad += len(r.Violations); return bad < 10 })
 	for _, v := range all.Violations {
 		t.Error(v + " (see it with -run OneSeed -sim.seed N)")
 	}
@@ -95,6 +103,8 @@ func TestManySeeds(t *testing.T) {
 		"failover failure": 150, "failover operator": 10, "running": 300, "claim": 300,
 		"evidence power": 150, "evidence storage+drop": 30, "evidence identity": 5, "evidence release": 5,
 		"evidence void": 2, "phase blocked": 10, "phase down": 10, "hold S9": 3, "hold S6": 2, "hold S11": 1,
+		"park": 100, "preload": 50, "kexec": 15, "install": 10, "claim standby-switch": 20, "claim standby-kexec": 10, "claim ram": 5,
+		"claim slot": 2, "served without an agent": 8, "late boot": 10, "late claim followed": 2, "boot with a local copy": 3, "disable copies": 1,
 		"appliance crash": 30, "agent drop": 30, "lying bmc believed": 2, "flaky action": 10, "orderly release": 5,
 	}
 	for _, f := range faults() {
@@ -144,10 +154,17 @@ func TestPlantedBugs(t *testing.T) {
 		{haengine.BugOwnerIgnored, "S12", nil},
 		{haengine.BugFailuresStay, "S7", []string{"service restarts in place", "probe path broken"}},
 		{haengine.BugNoTurn, "S7", []string{"service restarts in place"}},
+		{haengine.BugStaleParked, "S12", []string{"parked node loses power", "parked node reboots", "switchover"}},
+		{haengine.BugStorageForLocal, "S2", []string{"path cut, bmc dead", "link cut, bmc dead"}},
+		{haengine.BugPreloadAttaches, "S8", []string{"service restarts in place", "acks lost"}},
+		{haengine.BugLateJoin, "S2", []string{"everything on its way is late", "one node is late"}},
 		{haengine.BugReleaseTrusted, "S1", []string{"release without log-out, then silence, bmc dead, probe path broken"}},
 	} {
 		t.Run(string(c.bug), func(t *testing.T) {
 			cfg := Config{Rules: haengine.Sabotage(t, c.bug), Only: c.only}
+			if c.bug == haengine.BugLateJoin {
+				cfg.Nodes, cfg.Apps = 1, 1 // a node that failed is soon chosen anew
+			}
 			caught := false
 			all, runs := many(1, 400, cfg, func(r Result) bool {
 				for _, v := range r.Violations {
@@ -159,7 +176,8 @@ func TestPlantedBugs(t *testing.T) {
 				t.Fatalf("nobody noticed in %d seeds; other violations: %v", runs, all.Violations)
 			}
 			t.Logf("noticed within %d seeds: %s", runs, all.Violations[len(all.Violations)-1])
-			honest := Config{Only: c.only}
+			honest := cfg
+			honest.Rules = haengine.Rules{}
 			if all, runs := many(1, runs, honest, func(Result) bool { return true }); len(all.Violations) > 0 {
 				t.Errorf("with all rules on the same %d seeds fail, too: %v", runs, all.Violations)
 			}

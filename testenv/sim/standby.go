@@ -161,6 +161,15 @@ func (w *world) lateClaim(n *node, c haengine.Claim, fail func(string, hotspare.
 	w.s.after(20*time.Second, func() { fail("no answer", "", true) })
 }
 
+// installedAhead puts copies of an application on a node's disk that were never
+// started.
+func (w *world) installedAhead(n *node, spec haengine.Application, slots ...string) {
+	for _, slot := range slots {
+		n.copies = append(n.onDisk(), haengine.LocalCopy{App: spec.Name, Image: spec.Image + ":1", Disk: "wwn-" + n.name, Slot: slot, State: haengine.CopyReady})
+		n.installs++
+	}
+}
+
 // install writes an image to the node's disk.
 func (w *world) install(n *node, x haengine.Install, done haengine.Done, answer func(haengine.Event), fail func(string, hotspare.Code, bool)) {
 	switch {
@@ -176,8 +185,10 @@ func (w *world) install(n *node, x haengine.Install, done haengine.Done, answer 
 		if n.gen != gen || n.frozen {
 			return
 		}
-		c := haengine.LocalCopy{App: x.App, Epoch: x.Epoch, Image: x.Image + ":1", Disk: "wwn-" + n.name, State: haengine.CopyReady}
-		n.copies = []haengine.LocalCopy{c}
+		slot := []string{"A", "B", "C"}[n.installs%3]
+		n.installs++
+		c := haengine.LocalCopy{App: x.App, Epoch: x.Epoch, Image: x.Image + ":1", Disk: "wwn-" + n.name, Slot: slot, State: haengine.CopyReady}
+		n.copies = append(slices.DeleteFunc(n.onDisk(), func(o haengine.LocalCopy) bool { return o.Slot == slot }), c)
 		w.s.counts["install"]++
 		done.Copy = &c
 		answer(done)
@@ -206,7 +217,9 @@ func (w *world) disable(n *node, d haengine.DisableCopies, done haengine.Done, a
 	default:
 		n.copies = n.onDisk()
 		for i := range n.copies {
-			n.copies[i].State = haengine.CopyDisabled
+			if slices.Contains(d.Apps, n.copies[i].App) {
+				n.copies[i].State = haengine.CopyDisabled
+			}
 		}
 		w.s.counts["disable copies"]++
 		answer(done)
@@ -321,15 +334,21 @@ func (s *Sim) checkProof(name string, g *haengine.Grant) {
 		s.violate("S2", "storage evidence about %s epoch %d, which was started as %s", name, g.Epoch, g.Way)
 	case k == haengine.EvidenceIdentity && g.Way.LeavesCopy():
 		s.counts["identity of a local copy"]++
-		if slices.ContainsFunc(s.w.node(g.Node).copies, func(c haengine.LocalCopy) bool { return c.App == name && c.State == haengine.CopyReady }) {
+		if slices.ContainsFunc(s.w.node(g.Node).copies, func(c haengine.LocalCopy) bool {
+			return c.App == name && (c.State == haengine.CopyReady || c.State == haengine.CopyStarted)
+		}) {
 			s.violate("S2", "identity evidence about %s epoch %d, and the disk of %s can start it", name, g.Epoch, g.Node)
 		}
 	}
 }
 
-// checkParkedClaim is S12: a parked boot is claimed only while it is heard.
+// checkParkedClaim is S2 and S12: a boot is claimed for the grant that it came for
+// only, and a parked one only while it is heard.
 func (s *Sim) checkParkedClaim(before, st haengine.State, c haengine.Claim) {
 	a := st.Durable.Apps[c.App]
+	if k, came := s.w.tokens[c.BootID]; came && k != (grantKey{c.App, c.Epoch}) {
+		s.violate("S2", "%s epoch %d is claimed on boot %s, which came for %s epoch %d", c.App, c.Epoch, c.BootID, k.app, k.epoch)
+	}
 	if a == nil || a.Grant == nil || !a.Grant.Direct || c.BootID != a.Grant.BootID {
 		return
 	}

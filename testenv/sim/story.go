@@ -13,7 +13,7 @@ import (
 // Story is a world that follows a script. Each line of the script is a verb with
 // its arguments; the trace tells what came of it.
 //
-//	start [nodes=4] [apps=1] [evidence=power] [shared] [seed=1]
+//	start [nodes=4] [apps=1] [evidence=power] [shared] [seed=1] [standby=2] [kernel=appliance] [ways=slot,install] [outage=2m] [slots]
 //	run 30s                 let time pass
 //	until running orders    let time pass until the application is in that phase (5 minutes at most)
 //	cut-power n1            and restore-power n1
@@ -31,6 +31,14 @@ import (
 //	isolate                 and connect: the appliance's own network
 //	freeze site|APP         and unfreeze site|APP, by ann
 //	fail-over APP [NODE]    asked for by bob
+//	policy APP slot,ram     the ways that the application's policy lists
+//	late n1 60s             what is on its way to the node takes that much longer; on-time n1
+//	no-boot n1              and can-boot n1: whatever it boots does not come up
+//	lock-kernel n1          its standby kernel executes no other
+//	reboot n1               by itself
+//	plan-restart 60s        of the appliance, by ann
+//	restart-ready           which agents do not have the longer lease yet
+//	local-boot n1           whether it may start from its own disk
 //	confirm-off NODE        by bob
 //	add-node n5
 //	explain APP
@@ -74,7 +82,10 @@ func (st *Story) Do(line string) ([]string, error) {
 func (st *Story) start(args []string) error {
 	cfg := Config{Seed: 1, Nodes: 4, Apps: 1}
 	var evidence []haengine.EvidenceKind
-	shared := false
+	var ways []haengine.Way
+	var standby haengine.Standby
+	var outage haengine.Duration
+	shared, slots := false, false
 	for _, a := range args {
 		k, v, _ := strings.Cut(a, "=")
 		n, _ := strconv.Atoi(v)
@@ -87,6 +98,20 @@ func (st *Story) start(args []string) error {
 			cfg.Seed = uint64(n)
 		case "shared":
 			shared = true
+		case "slots":
+			slots = true
+		case "standby":
+			standby.Nodes = n
+		case "kernel":
+			standby.Kernel = v
+		case "ways":
+			ways = wayList(v)
+		case "outage":
+			d, err := time.ParseDuration(v)
+			if err != nil {
+				return err
+			}
+			outage = haengine.Duration(d)
 		case "evidence":
 			for _, e := range strings.Split(v, ",") {
 				evidence = append(evidence, haengine.EvidenceKind(e))
@@ -97,10 +122,18 @@ func (st *Story) start(args []string) error {
 	}
 	st.s = newSim(cfg)
 	for _, a := range st.s.w.apps {
-		a.spec.Policy.Evidence = evidence
+		p := &a.spec.Policy
+		p.Evidence, p.Ways = evidence, ways
+		if outage > 0 {
+			p.Lease, p.TolerateOutage = 0, outage
+		}
 	}
+	st.s.w.standby, st.s.w.facts = standby, standby.Nodes > 0 || ways != nil
 	for _, n := range st.s.w.nodes {
 		n.shared = shared
+		if slots {
+			st.s.w.installedAhead(n, st.s.w.apps[0].spec, "A")
+		}
 	}
 	st.s.w.begin()
 	return nil
@@ -139,6 +172,24 @@ func (st *Story) verb(verb string, args []string) error {
 		s.submit(haengine.FreezeLifted{Scope: scope(arg(0)), By: "ann"})
 	case "fail-over":
 		s.submit(haengine.FailoverRequested{App: arg(0), To: arg(1), By: "bob"})
+	case "policy":
+		a := s.w.app(arg(0))
+		if a == nil {
+			return fmt.Errorf("there is no application %q", arg(0))
+		}
+		a.spec.Policy.Ways = wayList(arg(1))
+		s.submit(haengine.AppApplied{Application: a.spec})
+	case "plan-restart":
+		d, err := time.ParseDuration(arg(0))
+		if err != nil {
+			return err
+		}
+		s.submit(haengine.PlannedRestart{For: haengine.Duration(d), By: "ann"})
+	case "restart-ready":
+		s.say("== waiting for %v", haengine.RestartReady(s.machine.State()))
+	case "local-boot":
+		ok, why := haengine.LocalBoot(s.machine.State(), arg(0))
+		s.say("== %s starts from its own disk: %v: %s", arg(0), ok, why.Text)
 	case "confirm-off":
 		s.submit(haengine.ConfirmOff{Node: arg(0), By: "bob"})
 	case "add-node":
@@ -187,6 +238,20 @@ func (st *Story) nodeVerb(verb string, n *node, arg string) error {
 		n.noHB = verb == "lose-heartbeats"
 	case "lose-acks", "find-acks":
 		n.noAck = verb == "lose-acks"
+	case "late":
+		d, err := time.ParseDuration(arg)
+		if err != nil {
+			return err
+		}
+		n.late = d
+	case "on-time":
+		n.late = 0
+	case "no-boot", "can-boot":
+		n.noBoot = verb == "no-boot"
+	case "lock-kernel":
+		n.noKexec = true
+	case "reboot":
+		s.w.reboot(n)
 	case "bad-app", "good-app":
 		n.badApp = verb == "bad-app"
 	case "hang", "resume", "crash-service", "restart-service":
@@ -245,6 +310,14 @@ func (st *Story) tell(x haengine.Explanation) {
 	for _, r := range x.Rows {
 		s.trace = append(s.trace, fmt.Sprintf("           %-12s %s", r.Topic, r.Text))
 	}
+}
+
+func wayList(s string) []haengine.Way {
+	var out []haengine.Way
+	for _, w := range strings.Split(s, ",") {
+		out = append(out, haengine.Way(w))
+	}
+	return out
 }
 
 func scope(s string) haengine.Scope {

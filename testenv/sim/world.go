@@ -13,9 +13,10 @@ type world struct {
 	s       *Sim
 	nodes   []*node
 	apps    []*app
-	answers map[string]answer // boot answers by node, kept by the appliance's disk
-	standby haengine.Standby  // the pool's policy
-	facts   bool              // the appliance tells what it knows about images
+	answers map[string]answer   // boot answers by node, kept by the appliance's disk
+	tokens  map[string]grantKey // of the boots that came for a grant, by boot id
+	standby haengine.Standby    // the pool's policy
+	facts   bool                // the appliance tells what it knows about images
 
 	isolated          bool          // the appliance has no network
 	crashBeforeActing int           // at the n-th step with actions: die after the journal, before the first effect
@@ -76,12 +77,13 @@ type node struct {
 	believed bool // its BMC lied that it is off, and was believed
 	missed   bool // it was cut off since it was last heard
 
-	turn    haengine.Turn // of the order that its present boot is in standby by
-	kernel  string        // that it is in standby on
-	noKexec bool          // its kernel executes no other
-	late    time.Duration // claims that are sent to it, and boots that have fetched their answers, take this much longer
-	copies  []haengine.LocalCopy
-	loaded  []string // images that its boot has preloaded
+	turn     haengine.Turn // of the order that its present boot is in standby by
+	kernel   string        // that it is in standby on
+	noKexec  bool          // its kernel executes no other
+	late     time.Duration // claims that are sent to it, and boots that have fetched their answers, take this much longer
+	copies   []haengine.LocalCopy
+	installs int
+	loaded   []string // images that its boot has preloaded
 }
 
 // instance is an application on a node.
@@ -114,7 +116,7 @@ type app struct {
 }
 
 func (w *world) init(s *Sim) {
-	w.s, w.answers = s, map[string]answer{}
+	w.s, w.answers, w.tokens = s, map[string]answer{}, map[string]grantKey{}
 	w.linkFixed, w.probeAt, w.hbAt = -time.Hour, map[string]time.Duration{}, map[string]time.Duration{}
 	for i := range s.cfg.Nodes {
 		w.nodes = append(w.nodes, &node{name: fmt.Sprintf("n%d", i+1), bmcLag: 0})
@@ -297,7 +299,14 @@ func (w *world) connect(n *node) {
 			w.s.submit(haengine.Parked{Node: n.name, BootID: n.boot, Turn: n.turn, Kernel: n.kernel, Facts: n.facts(), Copies: n.onDisk()})
 			return
 		}
-		w.s.submit(haengine.Joined{Node: n.name, BootID: n.boot, App: n.token.app, Epoch: n.token.epoch})
+		j := haengine.Joined{Node: n.name, BootID: n.boot, App: n.token.app, Epoch: n.token.epoch}
+		w.tokens[n.boot] = n.token
+		if n.late > 0 && w.s.chance(0.5) { // the word of it lies about
+			w.s.counts["late join"]++
+			w.s.after(w.lateness(n), func() { w.s.submit(j) })
+			return
+		}
+		w.s.submit(j)
 	}
 }
 
