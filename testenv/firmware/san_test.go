@@ -137,6 +137,9 @@ func (w *world) fetchedOnce(n lab.NodeSpec) {
 	}
 }
 
+// served is what the opaque disk says on the console when it has started.
+const served = "OPAQUE DISK SERVES"
+
 // opaqueDisk makes a disk with one FAT partition that starts by SYSLINUX under a
 // BIOS and by GRUB under UEFI: a kernel and a web server in its initramfs, with
 // the service's address in it.
@@ -163,7 +166,7 @@ $b ip link set lo up
 $b ip link set eth0 up
 $b ip address add `+addr+`/24 dev eth0
 $b arping -c 3 -A -I eth0 `+addr+`
-echo OPAQUE DISK SERVES
+echo `+served+`
 $b httpd -f -h /www
 `))
 	dir := t.TempDir()

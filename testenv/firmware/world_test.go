@@ -222,13 +222,25 @@ func (w *world) console(n lab.NodeSpec) string {
 	return string(b)
 }
 
-// shows waits until a machine's console shows a text.
-func (w *world) shows(n lab.NodeSpec, text string) {
+// power switches a machine past its BMC, as a person at its button does.
+func (w *world) power(n lab.NodeSpec, on bool) {
+	w.t.Helper()
+	do := w.lab.PowerOff
+	if on {
+		do = w.lab.PowerOn
+	}
+	if err := do(w.t.Context(), n.Name); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// shows waits until a machine's console shows a text so many times.
+func (w *world) shows(n lab.NodeSpec, text string, times int) {
 	w.t.Helper()
 	deadline := time.Now().Add(patience)
-	for !strings.Contains(w.console(n), text) {
+	for strings.Count(w.console(n), text) < times {
 		if time.Now().After(deadline) {
-			w.stuck(n, fmt.Errorf("the console never showed %q", text))
+			w.stuck(n, fmt.Errorf("the console never showed %q %d times", text, times))
 		}
 		time.Sleep(200 * time.Millisecond) // the console is a file; nothing announces its growth
 	}
