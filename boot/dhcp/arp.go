@@ -45,10 +45,10 @@ func openARP(ifi *net.Interface, o Options) (*arp, error) {
 }
 
 // listen hears every ARP packet of the segment until the socket is unblocked.
-func (p *arp) listen(context.Context) error {
+func (p *arp) listen(ctx context.Context) error {
 	buf := make([]byte, 1<<11)
 	for {
-		n, _, err := p.conn.ReadFrom(buf)
+		n, err := readFrame(ctx, p.conn, buf)
 		if err != nil {
 			return err
 		}

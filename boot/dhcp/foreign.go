@@ -137,7 +137,7 @@ func (s *Server) watch(ctx context.Context) error {
 	defer func() { cancel(); <-asked }()
 	buf := make([]byte, longest)
 	for {
-		n, _, err := s.link.spy.ReadFrom(buf)
+		n, err := readFrame(ctx, s.link.spy, buf)
 		if err != nil {
 			return err
 		}

@@ -199,6 +199,17 @@ func (l *link) send(c *socket, b []byte, to destination) error {
 	return nil
 }
 
+// readFrame reads from a raw socket. An interface that is taken down ends the read
+// with an error, and the socket goes on when it is up again: so does the server.
+func readFrame(ctx context.Context, c *packet.Conn, b []byte) (int, error) {
+	for {
+		n, _, err := c.ReadFrom(b)
+		if !errors.Is(err, unix.ENETDOWN) || pause(ctx, time.Second) {
+			return n, err
+		}
+	}
+}
+
 // unblock makes all readers return.
 func (l *link) unblock() {
 	past := time.Unix(1, 0)

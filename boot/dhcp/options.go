@@ -59,8 +59,8 @@ type Options struct {
 	// RouterAdvertisement answers IPv6 router solicitations with a lifetime of 0.
 	RouterAdvertisement bool
 
-	// Alarm is told of what an operator should know: once when it begins. nil:
-	// the log alone.
+	// Alarm is told of what an operator should know: once when it begins. It is
+	// called from where packets are answered and must not wait. nil: the log alone.
 	Alarm    func(*hotspare.Error)
 	Recorder *boot.Recorder
 	Log      *slog.Logger

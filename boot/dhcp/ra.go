@@ -72,7 +72,7 @@ func (s *Server) advertise(ctx context.Context) error {
 	buf := make([]byte, 2048)
 	own := boot.MAC(s.link.ifi.HardwareAddr)
 	for {
-		n, _, err := s.link.ra.ReadFrom(buf)
+		n, err := readFrame(ctx, s.link.ra, buf)
 		if err != nil {
 			return err
 		}

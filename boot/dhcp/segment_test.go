@@ -250,6 +250,32 @@ func solicitation(src boot.MAC, from [16]byte) []byte {
 	return append(b, icmp...)
 }
 
+// An interface that is taken down and up again is served as before.
+func TestTheInterfaceGoesDownAndUp(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	w := newWire(t)
+	o := segmentOptions(t)
+	o.RouterAdvertisement, o.Watch = true, time.Minute
+	w.start(o)
+	w.station().ask(dhcpv4.MessageTypeDiscover, biosPXE...)
+	run(t, "ip", "link", "set", "hsbr0", "down")
+	run(t, "ip", "link", "set", "hsbr0", "up")
+	st := w.station()
+	eventually(t, "the bridge forwards", func() bool {
+		return strings.Contains(run(t, "ip", "-o", "link", "show", "hsbr0"), "state UP")
+	})
+	_, d := st.ask(dhcpv4.MessageTypeDiscover, biosPXE...)
+	if !o.Range.Contains(addrOf(d.YourIPAddr)) {
+		t.Errorf("offered %s", d.YourIPAddr)
+	}
+	other := with(biosPXE, dhcpv4.WithHwAddr(n2[:])) // new: it needs the ARP socket
+	if _, d := st.ask(dhcpv4.MessageTypeDiscover, other...); !o.Range.Contains(addrOf(d.YourIPAddr)) {
+		t.Errorf("offered %s", d.YourIPAddr)
+	}
+}
+
 func TestPortTakenNamesTheHolder(t *testing.T) {
 	if !inNamespace(t) {
 		return
