@@ -145,9 +145,9 @@ func step(s ...Step) func(Entry) bool {
 	return func(e Entry) bool { return slices.Contains(s, e.Step) }
 }
 
-// after says whether any entry that is came after t.
+// after says whether any entry that is came at t or later.
 func (v *view) after(t time.Time, is func(Entry) bool) bool {
-	return slices.ContainsFunc(v.all, func(e Entry) bool { return e.Last().After(t) && is(e) })
+	return slices.ContainsFunc(v.all, func(e Entry) bool { return !e.Last().Before(t) && is(e) })
 }
 
 // passed says whether the boot came to a rung above n.

@@ -3,6 +3,7 @@ package boot
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"hotspare"
@@ -145,7 +146,7 @@ func fileMissing(v *view) (Finding, bool) {
 // silentAfter says whether e was the last thing for longer than patience.
 func (v *view) silentAfter(e Entry, patience time.Duration) bool {
 	_, over := v.silent(e.Last(), patience)
-	return over && !v.after(e.Last(), func(Entry) bool { return true })
+	return over && !slices.ContainsFunc(v.all, func(x Entry) bool { return x.Last().After(e.Last()) })
 }
 
 func kernelSilent(v *view) (Finding, bool) {

@@ -377,10 +377,7 @@ func (s *Server) record(m message, protocol boot.Protocol, a answer) {
 	if a.text == "" {
 		return
 	}
-	s.o.Recorder.Record(boot.Entry{
-		At: s.o.Now(), MAC: m.mac, Protocol: protocol, Node: a.node,
-		Request: describe(m), Answer: a.text, Reason: a.reason,
-	})
+	s.o.Recorder.Record(s.traced(m, protocol, a))
 }
 
 // admit says whether a packet is worth parsing.

@@ -354,7 +354,10 @@ func (s *Server) inform6(ctx context.Context, m message6, out *dhcpv6.Message) *
 	if m.boot.Stage == boot.StageSystem {
 		request = m.MessageType.String() + " over IPv6, operating system"
 	}
-	s.o.Recorder.Record(boot.Entry{At: s.o.Now(), MAC: m.boot.MAC, Protocol: boot.DHCP, Node: node, Request: request, Answer: text, Reason: reason})
+	s.o.Recorder.Record(boot.Entry{
+		At: s.o.Now(), MAC: m.boot.MAC, Protocol: boot.DHCP, Step: stepOf6(m.MessageType), Node: node, Request: request, Answer: text, Reason: reason,
+		Detail: boot.Detail{Stage: m.boot.Stage, Arch: m.boot.Arch},
+	})
 	return out
 }
 

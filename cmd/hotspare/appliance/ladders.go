@@ -429,7 +429,7 @@ func (l *ladders) foreign() []boot.Foreign {
 	}
 	var out []boot.Foreign
 	for _, f := range s.ForeignServers() {
-		out = append(out, boot.Foreign{Server: f.Server})
+		out = append(out, boot.Foreign{Server: f.Server, About: f.Vendor})
 	}
 	return out
 }
