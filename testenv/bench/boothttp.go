@@ -24,6 +24,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,12 +76,13 @@ func httpFigures(ctx context.Context, o options) (_ []figure, err error) {
 				name, addr string
 				to         *[]float64
 			}{{ours, m.at, &m.own}, {"nginx", m.theirs, &m.other}} {
+				before := w.cpu(p.name)
 				v, err := m.measure(p.addr)
 				if err != nil {
 					return out, fmt.Errorf("%s, %s: %w", p.name, m.name, err)
 				}
 				if o.verbose {
-					fmt.Printf("%-9s %-40s %8.0f MB/s\n", p.name, m.name, v)
+					fmt.Printf("%-9s %-40s %8.0f MB/s, the server used %v\n", p.name, m.name, v, w.cpu(p.name)-before)
 				}
 				*p.to = append(*p.to, v)
 			}
@@ -163,6 +166,30 @@ func (w *web) close() {
 	for _, p := range w.peers {
 		p.end()
 	}
+}
+
+// cpu gives the processor time that a server and its workers have used.
+func (w *web) cpu(name string) time.Duration {
+	var sum time.Duration
+	for _, p := range w.peers {
+		if p.name != name {
+			continue
+		}
+		pids := []int{p.cmd.Process.Pid}
+		kids, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pids[0], pids[0]))
+		for _, f := range strings.Fields(string(kids)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+		for _, pid := range pids {
+			d, cerr := (&peer{cmd: &exec.Cmd{Process: &os.Process{Pid: pid}}}).cpu()
+			if err = errors.Join(err, cerr); err == nil {
+				sum += d
+			}
+		}
+	}
+	return sum
 }
 
 func answers(addr string) error {
