@@ -54,7 +54,7 @@ func full(t *testing.T) {
 }
 
 // startOrders boots a node, lets it join and become the database.
-func startOrders(t *testing.T) (*appliance, *disks, *machine, server.Session) {
+func startOrders(t *testing.T, change func(*agentlink.Claim)) (*appliance, *disks, *machine, server.Session) {
 	t.Helper()
 	cache, err := filepath.Abs("../../out/cache/images")
 	if err != nil {
@@ -77,16 +77,12 @@ func startOrders(t *testing.T) (*appliance, *disks, *machine, server.Session) {
 		}
 	}
 	order := ordersClaim(t, d, 7)
+	if change != nil {
+		change(order.Claim)
+	}
 	env := buildEnvironment(t)
 	m := bootNode(t, env.kernel, env.initrd(t, joinArchive(t, a.ca.PEM(), agentlink.ModeStart, 0xab)))
-	var s server.Session
-	select {
-	case s = <-a.joined:
-	case <-m.done:
-		t.Fatal("the machine ended before it joined")
-	case <-time.After(4 * time.Minute):
-		t.Fatal("no join within four minutes")
-	}
+	s := a.awaitJoin(t, m)
 	claimed := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
@@ -120,7 +116,7 @@ func TestAgentCarriesAndReleasesADatabase(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	a, _, m, s := startOrders(t)
+	a, _, m, s := startOrders(t, nil)
 	if err := answers("5432"); err != nil {
 		t.Errorf("the database does not answer at the service address: %v", err)
 	}
@@ -167,7 +163,7 @@ func TestAgentDropsWhenTheLeaseEnds(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	a, _, m, _ := startOrders(t)
+	a, _, m, _ := startOrders(t, nil)
 	a.mu.Lock()
 	a.grant = false
 	a.mu.Unlock()
@@ -191,7 +187,7 @@ func TestAgentDropsWhenItsStorageIsRevoked(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	a, d, m, _ := startOrders(t)
+	a, d, m, _ := startOrders(t, nil)
 	start := time.Now()
 	a.mu.Lock()
 	a.grant = false
