@@ -264,12 +264,25 @@ func Plain(s string) string {
 		}
 		s = s[:cut] + "…"
 	}
+	if plainASCII(s) {
+		return s
+	}
 	return strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || unicode.Is(unicode.Co, r) || r == '\u2028' || r == '\u2029' {
 			return '?'
 		}
 		return r
 	}, s)
+}
+
+// plainASCII says that there is nothing in s to take out, as in nearly all texts.
+func plainASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // touch puts a record behind all others of its kind: of nodes, or of strangers. mu

@@ -92,7 +92,11 @@ func askOn(t *testing.T, s *Server, port int, kind dhcpv4.MessageType, mods ...o
 	if a.packet == nil {
 		return nil, a
 	}
-	out, err := dhcpv4.FromBytes(a.packet.ToBytes())
+	b := encode(a.packet)
+	if !bytes.Equal(b, a.packet.ToBytes()) {
+		t.Errorf("encoded as\n% x, the library does\n% x", b, a.packet.ToBytes())
+	}
+	out, err := dhcpv4.FromBytes(b)
 	if err != nil {
 		t.Fatalf("the answer cannot be read: %v", err)
 	}
@@ -434,7 +438,11 @@ func FuzzPacket(f *testing.F) {
 		if a.packet == nil {
 			return
 		}
-		out, err := dhcpv4.FromBytes(a.packet.ToBytes())
+		raw := encode(a.packet)
+		if !bytes.Equal(raw, a.packet.ToBytes()) {
+			t.Errorf("encoded as\n% x, the library does\n% x", raw, a.packet.ToBytes())
+		}
+		out, err := dhcpv4.FromBytes(raw)
 		if err != nil || out.OpCode != dhcpv4.OpcodeBootReply || !bytes.Equal(out.ClientHWAddr, m.mac[:]) {
 			t.Errorf("answer %+v (%v)", out, err)
 		}

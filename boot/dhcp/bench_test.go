@@ -38,7 +38,7 @@ func BenchmarkPacket(b *testing.B) {
 				if a.packet == nil {
 					b.Fatalf("%+v", a)
 				}
-				a.packet.ToBytes()
+				encode(a.packet)
 				s.record(m, boot.DHCP, a)
 			}
 		})

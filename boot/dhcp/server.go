@@ -352,7 +352,7 @@ func (s *Server) tell(c *socket, m message, a answer, from netip.AddrPort, port 
 		if port == portPXE {
 			a.to = destination{addr: from} // PXE 2.1: back to where it came from
 		}
-		if err := s.link.send(c, a.packet.ToBytes(), a.to); err != nil {
+		if err := s.link.send(c, encode(a.packet), a.to); err != nil {
 			s.stat.failed.Add(1)
 			s.o.Log.Error("DHCP answer not sent", "mac", m.mac, "to", a.to.addr, "err", err)
 			a.text += " (not sent)"
