@@ -23,9 +23,10 @@ type agents struct {
 	images   *images.Repository
 	log      *slog.Logger
 
-	link    *server.Server // set before anything is served
-	engine  *runner.Runner // likewise
-	ladders *ladders       // what is seen of boots
+	link    *server.Server                                                                          // set before anything is served
+	engine  *runner.Runner                                                                          // likewise
+	files   func(ctx context.Context, image string) (kernel, initrd bootFile, id string, err error) // likewise
+	ladders *ladders                                                                                // what is seen of boots
 }
 
 // orderID gives the same action the same order, so that an agent that carried it

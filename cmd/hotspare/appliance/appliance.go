@@ -188,8 +188,12 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	if err := a.openDiscovery(); err != nil {
 		return err
 	}
+	host, err := openHostEnvironment(a.cfg, filepath.Join(a.cfg.State, "initramfs"))
+	if err != nil {
+		return err
+	}
 	a.boots = &boots{
-		cfg: a.cfg, attempts: a.attempts, bmcs: a.bmcs, images: a.images, cache: filepath.Join(a.cfg.State, "initramfs"),
+		cfg: a.cfg, host: host, attempts: a.attempts, bmcs: a.bmcs, images: a.images, cache: filepath.Join(a.cfg.State, "initramfs"),
 		nodes: a.node, byMAC: a.nodeByMAC, volumes: a.volumes, ladders: a.ladders, finder: a.finder, log: a.log.With("part", "boot"),
 	}
 	a.agents = &agents{cfg: a.cfg, attempts: a.attempts, volumes: a.volumes, images: a.images, ladders: a.ladders, log: a.log.With("part", "agents")}
@@ -201,7 +205,7 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.agents.engine, a.boots.send = a.engine, a.agents.send
+	a.agents.engine, a.agents.files, a.boots.send = a.engine, a.boots.files, a.agents.send
 	return nil
 }
 

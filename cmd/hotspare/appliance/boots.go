@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"time"
 
 	"hotspare"
@@ -27,6 +28,7 @@ type boots struct {
 	bmcs     *bmcs
 	images   *images.Repository
 	volumes  *volumes
+	host     *hostEnvironment
 	cache    string // of initramfs
 	ca       func() []byte
 	nodes    func(name string) (*haengine.NodeState, bool)
@@ -129,15 +131,19 @@ func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, erro
 	if !booting {
 		return b.idle(r), nil
 	}
-	img, err := b.images.Resolve(x.Image)
-	if err != nil {
-		return boot.Assignment{}, err
-	}
 	a := boot.Assignment{
-		Node: x.Node, Approved: true, Kind: boot.KindStart, Token: x.BootToken, Epoch: uint64(x.Epoch), Arch: img.Arch,
-		Kernel: img.Kernel.Version, Initrd: "hotspare agent", Cmdline: b.cmdline(img),
-		MAC:    x.MACs[0],
-		Reason: x.purpose(),
+		Node: x.Node, Approved: true, Kind: boot.KindStart, Token: x.BootToken, Epoch: uint64(x.Epoch), MAC: x.MACs[0],
+		Initrd: "hotspare agent", Reason: x.purpose(),
+	}
+	var img images.Image
+	if version, ok := hostVersion(x.Image); ok {
+		a.Arch, a.Kernel, a.Cmdline = runtime.GOARCH, version, b.cmdline(img)
+	} else {
+		var err error
+		if img, err = b.images.Resolve(x.Image); err != nil {
+			return boot.Assignment{}, err
+		}
+		a.Arch, a.Kernel, a.Cmdline = img.Arch, img.Kernel.Version, b.cmdline(img)
 	}
 	b.firmware(&a)
 	if x.Way == haengine.WayColdSAN {
@@ -215,23 +221,29 @@ func (b *boots) Open(ctx context.Context, token string, what boot.Artefact) (htt
 	case boot.ArtefactSAN:
 		return b.san(token)
 	}
-	img, err := b.images.Resolve(x.Image)
+	kernel, initrd, _, err := b.files(ctx, x.Image)
 	if err != nil {
 		return httpboot.File{}, err
 	}
 	switch what {
 	case boot.ArtefactKernel:
-		f, err := b.images.OpenKernel(img)
-		return httpboot.File{ReadSeekCloser: f, ModTime: img.Created, ETag: `"` + img.Kernel.Digest + `"`}, err
+		return kernel.open()
 	case boot.ArtefactInitrd:
-		res, err := b.initramfs(ctx, img)
-		if err != nil {
-			return httpboot.File{}, err
-		}
-		f, err := os.Open(res.Path)
-		return httpboot.File{ReadSeekCloser: f, ModTime: img.Created, ETag: `"` + res.Digest + `"`}, err
+		return initrd.open()
 	}
 	return httpboot.File{}, fmt.Errorf("no artefact %q", what)
+}
+
+func (f bootFile) open() (httpboot.File, error) {
+	file, err := os.Open(f.path)
+	if err != nil {
+		return httpboot.File{}, err
+	}
+	st, err := file.Stat()
+	if err != nil {
+		return httpboot.File{}, errors.Join(err, file.Close())
+	}
+	return httpboot.File{ReadSeekCloser: file, ModTime: st.ModTime(), ETag: `"` + f.digest + `"`}, nil
 }
 
 // join mints the join token and gives the archive that carries it, once.

@@ -37,7 +37,7 @@ func (a *Appliance) applyDocuments(ctx context.Context, docs []manifest.Document
 	out := make([]api.Applied, 0, len(docs))
 	var events []haengine.Event
 	for i := range docs {
-		e, result, err := a.check(st, docs, &docs[i])
+		e, result, err := a.check(ctx, st, docs, &docs[i])
 		if err != nil {
 			return nil, err
 		}
@@ -78,14 +78,14 @@ func (a *Appliance) applyDocuments(ctx context.Context, docs []manifest.Document
 }
 
 // check fills in defaults, validates and says what applying would do.
-func (a *Appliance) check(st haengine.State, docs []manifest.Document, d *manifest.Document) (haengine.Event, string, error) {
+func (a *Appliance) check(ctx context.Context, st haengine.State, docs []manifest.Document, d *manifest.Document) (haengine.Event, string, error) {
 	switch {
 	case d.Pool != nil:
 		if err := d.Pool.Validate(); err != nil {
 			return nil, "", located(err, d)
 		}
 		if s := d.Pool.Standby; s != nil && s.Kernel != "" {
-			if _, err := a.boots.standbyImage(s.Kernel); err != nil {
+			if _, err := a.boots.waitsOn(ctx, s.Kernel); err != nil {
 				return nil, "", located(err, d)
 			}
 		}

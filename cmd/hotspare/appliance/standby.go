@@ -24,14 +24,14 @@ func (b *boots) Park(ctx context.Context, p haengine.ParkNode) error {
 	if !ok {
 		return &hotspare.Error{Code: hotspare.CodeNotFound, What: "there is no such node", Where: p.Node, Fix: "hotspare get nodes"}
 	}
-	img, err := b.standbyImage(p.Image)
+	on, err := b.waitsOn(ctx, p.Image)
 	if err != nil {
 		return err
 	}
-	if _, err := b.initramfs(ctx, img); err != nil {
+	if _, _, _, err := b.files(ctx, on); err != nil {
 		return err
 	}
-	x, err := b.attempts.park(n.Spec, p.Turn, img.Ref())
+	x, err := b.attempts.park(n.Spec, p.Turn, on)
 	if err != nil || !x.Redeemed.IsZero() {
 		return err
 	}
@@ -45,19 +45,8 @@ func (b *boots) Park(ctx context.Context, p haengine.ParkNode) error {
 	if err != nil {
 		return transient(err)
 	}
-	b.log.InfoContext(ctx, "node goes to standby", "node", p.Node, "kernel", img.Kernel.Version, "wasOn", res.WasOn)
+	b.log.InfoContext(ctx, "node goes to standby", "node", p.Node, "on", on, "wasOn", res.WasOn)
 	return nil
-}
-
-// standbyImage gives the image whose kernel a node is parked on.
-func (b *boots) standbyImage(ref string) (images.Image, error) {
-	if ref == "" || ref == haengine.KernelOfAppliance {
-		return images.Image{}, &hotspare.Error{
-			Code: hotspare.CodeInvalid, What: "a node cannot be parked on the kernel of the appliance's host", Where: "standby.kernel",
-			Fix: "name an image, or leave it out: nodes are parked on the kernel of the application that they wait for",
-		}
-	}
-	return b.images.Resolve(ref)
 }
 
 // kexec has a parked node execute the image's kernel for a grant. The join archive
@@ -67,7 +56,7 @@ func (b *boots) kexec(ctx context.Context, o haengine.Boot, n haengine.Node, img
 	if err != nil || !x.Redeemed.IsZero() {
 		return err
 	}
-	kernel, initrd, err := b.artefacts(ctx, x, img)
+	kernel, initrd, err := b.artefacts(ctx, x)
 	if err != nil {
 		return err
 	}
@@ -84,18 +73,15 @@ func (b *boots) kexec(ctx context.Context, o haengine.Boot, n haengine.Node, img
 	}})
 }
 
-// artefacts names the kernel and the initramfs of an image for a node that fetches
-// them with the attempt's token.
-func (b *boots) artefacts(ctx context.Context, x attempt, img images.Image) (kernel, initrd agentlink.Artefact, err error) {
-	res, err := b.initramfs(ctx, img)
-	if err != nil {
-		return kernel, initrd, err
-	}
-	at := func(what boot.Artefact, digest string, size int64) agentlink.Artefact {
+// artefacts names the kernel and the initramfs of an attempt for a node that
+// fetches them with its token.
+func (b *boots) artefacts(ctx context.Context, x attempt) (kernel, initrd agentlink.Artefact, err error) {
+	k, i, _, err := b.files(ctx, x.Image)
+	at := func(what boot.Artefact, f bootFile) agentlink.Artefact {
 		u := url.URL{Scheme: "http", Host: b.cfg.httpAddr().String(), Path: boot.Path{Artefact: what, Token: x.BootToken}.String()}
-		return agentlink.Artefact{URL: u.String(), SHA256: digest, Bytes: size}
+		return agentlink.Artefact{URL: u.String(), SHA256: f.digest, Bytes: f.bytes}
 	}
-	return at(boot.ArtefactKernel, img.Kernel.Digest, img.Kernel.Size), at(boot.ArtefactInitrd, res.Digest, res.Size), nil
+	return at(boot.ArtefactKernel, k), at(boot.ArtefactInitrd, i), err
 }
 
 // joinArchive makes the archive with which a boot joins.
@@ -130,7 +116,7 @@ func (p preparer) Preload(ctx context.Context, o haengine.Preload) error {
 		if err != nil {
 			return err
 		}
-		kernel, initrd, err := p.boots.artefacts(ctx, x, img)
+		kernel, initrd, err := p.boots.artefacts(ctx, x)
 		if err != nil {
 			return fmt.Errorf("preload of %s: %w", img.Ref(), err)
 		}
@@ -152,23 +138,14 @@ func distinct(files []agentlink.Artefact) []agentlink.Artefact {
 	return out
 }
 
-// kernelID is the identity of an image's kernel and modules: a node that runs the
-// kernel of one image can become another with the same identity without a boot.
-func kernelID(img images.Image) string {
-	if img.Kernel.Version == "" || len(img.Kernel.Digest) < 16 || len(img.Modules.Digest) < 16 {
-		return ""
-	}
-	return img.Kernel.Version + " " + img.Kernel.Digest[:16] + " " + img.Modules.Digest[:16]
-}
-
 // parked tells the engine of a node that came from its boot into standby.
 func (a *agents) parked(ctx context.Context, x attempt, node, bootID string, facts agentlink.Facts) {
-	img, err := a.images.Resolve(x.Image)
+	_, _, id, err := a.files(ctx, x.Image)
 	if err != nil {
-		a.log.WarnContext(ctx, "a parked node's image is gone", "node", node, "image", x.Image, "err", err)
+		a.log.WarnContext(ctx, "what a parked node runs is gone", "node", node, "image", x.Image, "err", err)
 		return
 	}
-	e := haengine.Parked{Node: node, BootID: bootID, Turn: x.Turn, Kernel: kernelID(img)}
+	e := haengine.Parked{Node: node, BootID: bootID, Turn: x.Turn, Kernel: id}
 	if facts.BootID != "" { // this process saw it join
 		e.Facts = nodeFacts(facts)
 	}
