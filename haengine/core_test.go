@@ -220,7 +220,9 @@ func TestPendingActionsSurviveTheirEncoding(t *testing.T) {
 	for _, a := range []haengine.Action{
 		haengine.ReadPower{Order: o}, haengine.PowerOff{Order: o, Turn: 4}, haengine.Revoke{Order: o, Below: 3},
 		haengine.Attach{Order: o, Spec: app(nil), Way: haengine.WayColdISCSI}, haengine.Boot{Order: o, Turn: 4, Way: haengine.WayColdISCSI, Image: "orders"},
-		haengine.Claim{Order: o, BootID: "b", Spec: app(nil)}, haengine.Release{Order: o, BootID: "b"},
+		haengine.Claim{Order: o, BootID: "b", Spec: app(nil)}, haengine.Install{Order: o, BootID: "b", Image: "orders"},
+		haengine.ParkNode{Order: o, Turn: 4, Image: "orders"}, haengine.Preload{Order: o, BootID: "b", Images: []string{"orders"}},
+		haengine.DisableCopies{Order: o, BootID: "b", Apps: []string{"orders"}}, haengine.Release{Order: o, BootID: "b"},
 		haengine.ProbeAddress{Order: o, Address: netip.MustParsePrefix("10.77.0.50/24")}, haengine.ReturnNode{Order: o, Turn: 4},
 		haengine.CancelBoot{Order: o}, haengine.DeleteRoot{Order: o}, haengine.Notify{Order: o, Notice: haengine.Notice{Incident: "x", Text: "y"}},
 	} {
@@ -275,6 +277,17 @@ func TestValidateSaysWhatIsWrong(t *testing.T) {
 		{"unknown monitor", func(a *haengine.Application) { a.Monitors[0].Kind = "smell" }, "kind"},
 		{"short lease", func(a *haengine.Application) { a.Policy.Lease = haengine.Duration(time.Second) }, "lease"},
 		{"unknown evidence", func(a *haengine.Application) { a.Policy.Evidence = []haengine.EvidenceKind{"hope"} }, "evidence"},
+		{"unknown way", func(a *haengine.Application) { a.Policy.Ways = []haengine.Way{"teleport"} }, "ways"},
+		{"a way twice", func(a *haengine.Application) {
+			a.Policy.Ways = []haengine.Way{haengine.WayRAM, haengine.WayRAM}
+		}, "ways"},
+		{"an order without ways", func(a *haengine.Application) { a.Policy.WayOrder = haengine.OrderListed }, "wayOrder"},
+		{"an outage longer than the lease", func(a *haengine.Application) {
+			a.Policy.TolerateOutage = haengine.Duration(2 * time.Minute)
+		}, "lease"}, // app has the default lease already
+		{"an outage without self-fencing", func(a *haengine.Application) {
+			a.Policy.TolerateOutage, a.Policy.Evidence = haengine.Duration(2*time.Minute), []haengine.EvidenceKind{haengine.EvidencePower}
+		}, ""},
 		{"unknown previous", func(a *haengine.Application) { a.Policy.Previous = "burn" }, "previous"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -291,6 +304,17 @@ func TestValidateSaysWhatIsWrong(t *testing.T) {
 				t.Errorf("%v, want something about %q and a mend", err, c.what)
 			}
 		})
+	}
+	if p := (haengine.Policy{TolerateOutage: haengine.Duration(2 * time.Minute)}).WithDefaults(); p.Lease <= p.TolerateOutage {
+		t.Errorf("a tolerated outage of %s makes a lease of %s", p.TolerateOutage, p.Lease)
+	}
+	for what, s := range map[string]haengine.Standby{
+		"negative": {Nodes: -1}, "powerBudget": {Nodes: 3, PowerBudget: 2}, "twice": {Nodes: 1, For: []string{"a", "a"}}, "name": {For: []string{"../x"}},
+	} {
+		var e *hotspare.Error
+		if err := (haengine.Pool{Name: "rack1", Standby: &s}).Validate(); !errors.As(err, &e) || !strings.Contains(e.What+e.Why+e.Fix, what) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 	for what, change := range map[string]func(*haengine.Node){
 		"macs": func(n *haengine.Node) { n.MACs = []string{"5254.0077.0001"} }, "pool": func(n *haengine.Node) { n.Pool = "" },

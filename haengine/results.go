@@ -172,6 +172,10 @@ func (w *work) attested(h Order) {
 		if g := &a.Old[i]; g.Epoch == h.Epoch && g.Node == h.Node && g.Exclusion.Orderly {
 			g.Exclusion.Released = true
 			w.say(a, h.Node, "epoch %d was released in order", h.Epoch)
+			if !g.Way.NeedsVolume() && !w.r.releaseTrusted {
+				g.Exclusion.Orderly, g.Exclusion.Since = false, w.now // its own word only: no log-out could tell otherwise
+				w.say(a, h.Node, "started as %s it needs no volume to run: the node is fenced", g.Way)
+			}
 		}
 	}
 }

@@ -195,7 +195,9 @@ func TestStartsAreMeasured(t *testing.T) {
 // A start from standby that fails is held against the way: the node is tried in
 // the next way at once, under another epoch, and not quarantined.
 func TestAFailedKexecFallsBackOnTheSameNode(t *testing.T) {
-	b := ready(t, "5.10", haengine.NodeFacts{Kexec: true}, nil)
+	b := ready(t, "5.10", haengine.NodeFacts{Kexec: true}, func(a *haengine.Application) {
+		a.Policy.Ways = []haengine.Way{haengine.WayStandbyKexec, haengine.WayColdISCSI}
+	})
 	b.keep["boot n2"] = true
 	b.pow["n1"] = haengine.PowerIsOff
 	parked := func() { b.event(haengine.Heartbeat{Node: "n2", BootID: "n2-parked"}) }

@@ -85,6 +85,8 @@ func (s *Sim) checkStep(before, st haengine.State, e haengine.Event, actions []h
 			}
 		case haengine.Attach:
 			s.checkAttach(st, a)
+		case haengine.ParkNode:
+			s.checkPark(before, st, a)
 		}
 	}
 	s.checkOwners(st)

@@ -332,6 +332,8 @@ func (s *Sim) checkProof(name string, g *haengine.Grant) {
 	case !ran:
 	case k == haengine.EvidenceStorage && (!g.Way.NeedsVolume() || !g.Way.HasAgent()):
 		s.violate("S2", "storage evidence about %s epoch %d, which was started as %s", name, g.Epoch, g.Way)
+	case k == haengine.EvidenceRelease && (!g.Way.NeedsVolume() || !g.Way.HasAgent()):
+		s.violate("S2", "release evidence about %s epoch %d, which was started as %s", name, g.Epoch, g.Way)
 	case k == haengine.EvidenceIdentity && g.Way.LeavesCopy():
 		s.counts["identity of a local copy"]++
 		if slices.ContainsFunc(s.w.node(g.Node).copies, func(c haengine.LocalCopy) bool {
@@ -371,14 +373,12 @@ func (s *Sim) checkAttach(st haengine.State, x haengine.Attach) {
 }
 
 // checkParked is S12: a node in standby has no owner but the one that takes it as
-// it is, and the policy's numbers hold.
+// it is.
 func (s *Sim) checkParked(st haengine.State) {
-	ordered := 0
 	for name, n := range st.Durable.Nodes {
 		if n.Park == nil {
 			continue
 		}
-		ordered++
 		switch n.Phase {
 		case haengine.NodeIdle:
 			if n.Owner != "" {
@@ -389,7 +389,25 @@ func (s *Sim) checkParked(st haengine.State) {
 			s.violate("S12", "%s is %s and in standby", name, n.Phase)
 		}
 	}
-	if ordered > s.w.standby.Nodes+len(st.Durable.Apps) {
-		s.violate("S12", "%d nodes are in standby, the policy asks for %d", ordered, s.w.standby.Nodes)
+}
+
+// checkPark is the policy's number at the moment at which a further node is ordered
+// into standby for the first time.
+func (s *Sim) checkPark(before, st haengine.State, x haengine.ParkNode) {
+	p := st.Durable.Pools["rack1"]
+	if before.Durable.Pending[x.ID] != nil || p == nil {
+		return
+	}
+	idle := 0
+	for _, n := range st.Durable.Nodes {
+		if n.Park != nil && n.Phase == haengine.NodeIdle {
+			idle++
+		}
+	}
+	if p.Standby == nil || idle > p.Standby.Nodes {
+		s.violate("S12", "%d nodes are in standby or on their way, the policy is %+v", idle, p.Standby)
+	}
+	if n := s.w.node(x.Node); n.inst != nil && n.powered && !n.believed {
+		s.violate("S12", "%s is ordered into standby while it runs %s", x.Node, n.inst.key.app)
 	}
 }
