@@ -81,6 +81,8 @@ func bootServer(ctx context.Context, kind string, args []string) error {
 		return serveHTTP(ctx, args)
 	case "storm":
 		return serveStorm(ctx, args)
+	case "machines":
+		return serveMachines(ctx, args)
 	}
 	return fmt.Errorf("no server %q", kind)
 }

@@ -2,9 +2,11 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +22,9 @@ type place struct {
 	lun    int
 	user   string
 	secret hotspare.Secret
+
+	initiator string     // its name, "" for the one that all others share
+	local     netip.Addr // to connect from; the zero value leaves it to the kernel
 }
 
 // session is a connection in the full feature phase, driven by one thread with
@@ -77,6 +82,12 @@ func dial(p place, isid uint16) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.local.IsValid() {
+		if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: p.local.As4()}); err != nil {
+			unix.Close(fd)
+			return nil, err
+		}
+	}
 	to := &unix.SockaddrInet4{Port: addr.Port, Addr: [4]byte(addr.IP.To4())}
 	if err := errors.Join(unix.Connect(fd, to), unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)); err != nil {
 		unix.Close(fd)
@@ -111,7 +122,7 @@ func (s *session) login(isid uint16) error {
 		return iscsi.ParseText(p.Data)
 	}
 	if _, err := step(iscsi.StageSecurity, iscsi.StageOperational, false, iscsi.Pairs{
-		{Key: "InitiatorName", Value: "iqn.2026-11.io.hotspare:bench"}, {Key: "TargetName", Value: s.place.iqn},
+		{Key: "InitiatorName", Value: cmp.Or(s.place.initiator, "iqn.2026-11.io.hotspare:bench")}, {Key: "TargetName", Value: s.place.iqn},
 		{Key: "SessionType", Value: "Normal"}, {Key: "AuthMethod", Value: "CHAP"}}); err != nil {
 		return err
 	}

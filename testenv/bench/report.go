@@ -20,7 +20,7 @@ type figure struct {
 	PeerValue float64 `json:"peer_value"` // in the same unit
 	Ratio     float64 `json:"ratio"`      // value to peer_value, 0 without a peer
 	Goal      float64 `json:"goal"`       // of the ratio, or of the value without a peer
-	Better    string  `json:"better"`     // "higher" or "lower"
+	Better    string  `json:"better"`     // "higher" or "lower"; "" has no goal
 }
 
 // met says whether the goal is reached.
@@ -29,10 +29,13 @@ func (f figure) met() bool {
 	if f.Peer != "" {
 		got = f.Ratio
 	}
-	if f.Better == "lower" {
+	switch f.Better {
+	case "lower":
 		return got <= f.Goal
+	case "higher":
+		return got >= f.Goal
 	}
-	return got >= f.Goal
+	return true
 }
 
 // series collects the rounds of one figure.
@@ -72,6 +75,10 @@ func table(w io.Writer, fs []figure) error {
 		if f.Better == "lower" {
 			sign = "<="
 		}
+		goal := sign + " " + short(f.Goal)
+		if f.Better == "" {
+			goal = ""
+		}
 		if !f.met() {
 			verdict = "missed"
 		}
@@ -79,7 +86,7 @@ func table(w io.Writer, fs []figure) error {
 		if f.Peer != "" {
 			peer, value, ratio = f.Peer, short(f.PeerValue), fmt.Sprintf("%.2f", f.Ratio)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s %s\t%s\n", f.Name, short(f.Value), f.Unit, peer, value, ratio, sign, short(f.Goal), verdict)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Name, short(f.Value), f.Unit, peer, value, ratio, goal, verdict)
 	}
 	return t.Flush()
 }
