@@ -195,9 +195,9 @@ func rungOfMark(mark string) RungName {
 	switch mark {
 	case MarkInit:
 		return RungInit
-	case MarkAgent, MarkLink, MarkAddress, MarkJoined:
+	case MarkAgent, MarkLink, MarkAddress, MarkJoined, MarkParked, MarkDiscovery:
 		return RungAgent
-	case MarkClaim, MarkSwitch, "login root", "mount root", "switch root":
+	case MarkClaim, MarkSwitch, MarkKexec, "login root", "mount root", "switch root":
 		return RungRoot
 	}
 	return RungService
@@ -338,7 +338,7 @@ func failed(e Entry) bool {
 func (v *view) complete(n RungName) bool {
 	switch n {
 	case RungAgent:
-		return v.has(StepMark, MarkJoined)
+		return v.has(StepMark, MarkJoined) || v.has(StepMark, MarkDiscovery)
 	case RungService:
 		return v.serves()
 	}
@@ -375,7 +375,7 @@ func (v *view) state(findings []Finding) LadderState {
 		return LadderOver
 	case v.has(StepLocal, ""):
 		return LadderLocal
-	case v.waiting(), v.has(StepMark, MarkJoined) && !v.has(StepMark, MarkClaim) && v.rung[len(v.rung)-1] == RungAgent:
+	case v.waiting(), v.complete(RungAgent) && !v.has(StepMark, MarkClaim) && v.rung[len(v.rung)-1] == RungAgent:
 		return LadderWaits
 	case last.Step == StepPower, v.has(StepScript, ""), v.has(StepLoader, ""):
 		return LadderBoots
@@ -424,6 +424,9 @@ func (v *view) verdict(l Ladder) string {
 	case LadderWaits:
 		if v.waiting() {
 			return "waits: " + last.Reason.String()
+		}
+		if v.has(StepMark, MarkDiscovery) && !v.has(StepMark, MarkJoined) {
+			return "in the discovery environment: it waits for an operator to approve it"
 		}
 		return "parked: the agent has joined and waits for something to do"
 	case LadderLocal:

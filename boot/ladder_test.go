@@ -138,6 +138,7 @@ func TestALadderShowsHowFarABootIs(t *testing.T) {
 		{"parked", newStory().power(0).address(9*time.Second, boot.StageIPXE).files().joined().later(time.Hour), boot.LadderWaits, "ddsddddaa", "parked"},
 		{"waits on its screen", newStory().address(0, boot.StageIPXE).add(time.Second, boot.Entry{Protocol: boot.HTTP, Step: boot.StepWait, Request: "GET", Answer: "script: wait", Reason: boot.Reason{Rule: boot.RuleNothing, Text: "nothing is ordered"}}).later(time.Hour), boot.LadderWaits, "ddsnaaaaa", "waits: nothing is ordered"},
 		{"its own disk", newStory().address(0, boot.StageIPXE).add(time.Second, boot.Entry{Protocol: boot.HTTP, Step: boot.StepLocal, Request: "GET", Reason: boot.Reason{Rule: boot.RuleLocal, Text: "node n1 boots from its own disk"}}), boot.LadderLocal, "ddsnaaaaa", "own disk"},
+		{"discovery", newStory().address(0, boot.StageIPXE).files().mark(5*time.Second, boot.MarkDiscovery).later(time.Hour), boot.LadderWaits, "ddsddsdaa", "an operator to approve it"},
 		{"kexec from standby", newStory().mark(0, boot.MarkInit).mark(time.Second, boot.MarkLink).mark(time.Second, boot.MarkJoined), boot.LadderWaits, "dssssddaa", "parked"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -45,6 +45,10 @@ const (
 	MarkSwitch  = "switch"
 	MarkSystemd = "systemd"
 	MarkOnline  = "online"
+
+	MarkParked    = "parked"    // it joined, in standby
+	MarkDiscovery = "discovery" // it told what it is; nobody has approved it
+	MarkKexec     = "kexec"     // it leaves for another kernel
 )
 
 // StepOf gives the step of an artefact that is fetched.

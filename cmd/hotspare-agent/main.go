@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,6 +67,7 @@ func runInit() {
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	}
 	out := newConsole()
+	_ = os.Setenv(initEnv, strconv.FormatInt(bootTime().Milliseconds(), 10))
 	out.mark("init")
 	pid1.Run(out.say)
 }

@@ -53,6 +53,7 @@ type discovery struct {
 	byMAC    func(boot.MAC) (*haengine.NodeState, bool)
 	leased   func(netip.Addr) (boot.MAC, bool)
 	trouble  func(boot.MAC) string
+	tell     func(boot.Entry)       // to its trace
 	host     func() (string, error) // the release of the host's kernel
 	now      func() time.Time
 	log      *slog.Logger
@@ -83,7 +84,7 @@ func (a *Appliance) openDiscovery() (err error) {
 	a.parts.run("discovered machines", a.machines.keep)
 	a.finder = &discovery{
 		cfg: a.cfg, machines: a.machines, images: a.images, cache: filepath.Join(a.cfg.State, "initramfs"), byMAC: a.nodeByMAC,
-		leased: a.ladders.lease, trouble: a.ladders.trouble, now: time.Now, log: log, tokens: map[boot.MAC]discoveryToken{},
+		leased: a.ladders.lease, trouble: a.ladders.trouble, tell: a.recorder.Record, now: time.Now, log: log, tokens: map[boot.MAC]discoveryToken{},
 		host: func() (string, error) { return hostKernel("/boot", "/lib/modules") },
 	}
 	return nil
@@ -362,6 +363,10 @@ func (d *discovery) announced(_ context.Context, a server.Announcement) agentlin
 		return agentlink.Noted{Boot: true, Why: "an operator has approved it as node " + n.Spec.Name + ": it boots again"}
 	}
 	x, ok := d.machines.announced(mac, addr, a.Facts)
+	d.tell(boot.Entry{
+		At: d.now(), MAC: mac, Protocol: boot.Agent, Step: boot.StepMark, Request: "tells what it is", Answer: "noted",
+		Detail: boot.Detail{Mark: boot.MarkDiscovery, BootID: a.Facts.BootID},
+	})
 	switch {
 	case !ok:
 		return agentlink.Noted{Again: haengine.Duration(announceIgnored), Why: "the appliance knows too many machines that nobody has approved"}

@@ -84,7 +84,7 @@ func finder(t *testing.T, mode string) (*discovery, *haengine.NodeState) {
 		cfg: Config{Discovery: DiscoveryConfig{Mode: mode}}.WithDefaults(), machines: openMachinesOf(t, filepath.Join(t.TempDir(), "machines.json")),
 		byMAC:   func(m boot.MAC) (*haengine.NodeState, bool) { return n, m == card },
 		leased:  func(a netip.Addr) (boot.MAC, bool) { return strange(5), a == netip.MustParseAddr("10.77.0.105") },
-		trouble: func(boot.MAC) string { return "" }, now: time.Now, log: slog.New(slog.DiscardHandler), tokens: map[boot.MAC]discoveryToken{},
+		trouble: func(boot.MAC) string { return "" }, tell: func(boot.Entry) {}, now: time.Now, log: slog.New(slog.DiscardHandler), tokens: map[boot.MAC]discoveryToken{},
 	}
 	d.cfg.Discovery.Mode = mode
 	d.host = func() (string, error) { return "6.1.0-1-amd64", nil }
