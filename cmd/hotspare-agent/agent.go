@@ -91,7 +91,6 @@ func runAgent() {
 
 // run returns only when the node can do nothing more in this boot.
 func (a *agent) run(ctx context.Context) error {
-	a.out.passed.inherit()
 	a.out.mark("agent")
 	control, err := pid1.OpenControl()
 	if err != nil {
@@ -198,7 +197,6 @@ func (a *agent) linkState(s client.State) {
 	}
 	a.noteRefusal(nil)
 	a.out.mark("joined")
-	a.out.passed.tell(a.up())
 	a.setClock(s.ServerTime)
 	a.out.say("%s", s.Why)
 	if a.current() != nil {
@@ -254,7 +252,7 @@ func (a *agent) beat() agentlink.Heartbeat {
 	l, phase := a.load, a.phase
 	a.mu.Unlock()
 	health := inventory.Reader{Root: "/"}.Health()
-	h := agentlink.Heartbeat{Phase: phase, Metrics: readMetrics(), Health: &health, Marks: a.out.passed.due(a.up())}
+	h := agentlink.Heartbeat{Phase: phase, Metrics: readMetrics(), Health: &health}
 	if l == nil || l.isDone() {
 		h.Preloaded = a.memory.Have()
 		return h // nothing is carried: no lease is asked for

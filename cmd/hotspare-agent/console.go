@@ -17,7 +17,6 @@ type console struct {
 	f       *os.File
 	lines   chan string
 	dropped atomic.Int64
-	passed  marks
 }
 
 // newConsole opens /dev/console, or standard output where there is none.
@@ -63,13 +62,8 @@ func (c *console) flush(limit time.Duration) {
 }
 
 // mark writes a line that tells when a phase of the boot was reached:
-// "mark PHASE MILLISECONDS", since the kernel started. The appliance is told too,
-// see marks.
-func (c *console) mark(phase string) {
-	up := bootTime().Milliseconds()
-	c.say("mark %s %d", phase, up)
-	c.passed.add(phase, up)
-}
+// "mark PHASE MILLISECONDS", since the kernel started.
+func (c *console) mark(phase string) { c.say("mark %s %d", phase, bootTime().Milliseconds()) }
 
 // logger gives a slog.Logger that writes to the console.
 func (c *console) logger() *slog.Logger {

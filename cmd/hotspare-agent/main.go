@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,7 +66,6 @@ func runInit() {
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	}
 	out := newConsole()
-	_ = os.Setenv(initEnv, strconv.FormatInt(bootTime().Milliseconds(), 10))
 	out.mark("init")
 	pid1.Run(out.say)
 }

@@ -46,9 +46,6 @@ func (a *agent) announce(ctx context.Context) error {
 		if noted.Boot {
 			return errBootAgain
 		}
-		if err == nil && noted.Why != "" {
-			text += "; " + noted.Why
-		}
 		if text != told {
 			told = text
 			a.out.say("%s", text)

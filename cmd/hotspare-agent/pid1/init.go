@@ -118,7 +118,7 @@ func start() (*net.UnixConn, *exec.Cmd, error) {
 	}
 	cmd := &exec.Cmd{
 		Path: AgentPath, Args: []string{AgentArg0},
-		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "HOTSPARE_INIT_MILLIS=" + os.Getenv("HOTSPARE_INIT_MILLIS")},
+		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"},
 		Stdin: nil, Stdout: os.Stdout, Stderr: os.Stderr,
 		ExtraFiles: []*os.File{theirs},
 	}
