@@ -21,8 +21,8 @@ build: ## the programs, static, into out/bin
 	$(GO) build -buildvcs=false -trimpath -o $(BIN)/ ./cmd/hotspare ./cmd/hotspare-lab
 	$(GO) build -buildvcs=false -trimpath -ldflags '-s -w' -o $(BIN)/ ./cmd/hotspare-agent
 
-demo: packages build ## a failover of a real database in a lab of 4 machines; KEEP=1 leaves it running
-	@KEEP=$(KEEP) $(BIN)/hotspare-lab demo
+demo: packages build ## a failover of a real database in a lab of 4 machines; KEEP=1 leaves it running, STANDBY=examples/standby.yaml has a spare wait
+	@KEEP=$(KEEP) STANDBY=$(STANDBY) $(BIN)/hotspare-lab demo
 
 packages:
 	@packaging/install-packages packaging/demo-packages.txt

@@ -31,6 +31,7 @@ type demoOptions struct {
 	accel   string
 	fault   string
 	name    string
+	standby string
 }
 
 func demoCommand(p *place) *cobra.Command {
@@ -55,6 +56,7 @@ appliance moves it. The last line gives the figures; ` + "`out/demo.json`" + ` h
 	f.BoolVar(&o.keep, "keep", os.Getenv("KEEP") == "1", "leave everything running at the end ($KEEP=1)")
 	f.StringVar(&o.accel, "accel", "auto", "auto, tcg or kvm")
 	f.StringVar(&o.name, "name", "lab", "of the lab: namespaces are hs-NAME and hs-NAME-client")
+	f.StringVar(&o.standby, "standby", os.Getenv("STANDBY"), "a pool's document with a standby policy: the failover begins when a node waits ($STANDBY)")
 	f.StringVar(&o.fault, "fault", lab.PowerCut, "what happens to the machine")
 	return cmd
 }
@@ -125,7 +127,29 @@ func (d *demo) run(ctx context.Context) (*demoResult, error) {
 	if err := d.warm(ctx, client, first.Status.Epoch); err != nil {
 		return nil, err
 	}
+	if d.opts.standby != "" {
+		if err := d.park(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return d.failover(ctx, client, first)
+}
+
+// park has a spare wait in standby.
+func (d *demo) park(ctx context.Context) error {
+	d.say.line("hotspare apply -f %s", d.opts.standby)
+	if _, err := d.site.Hotspare(ctx, "apply", "-f", d.opts.standby); err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, 4*time.Minute)
+	defer cancel()
+	begun := time.Now()
+	node, err := d.site.Parked(wait)
+	if err != nil {
+		return err
+	}
+	d.say.line("%s waits in standby after %.0f s", node, time.Since(begun).Seconds())
+	return nil
 }
 
 func (d *demo) buildImages(ctx context.Context) (map[string]images.Image, error) {

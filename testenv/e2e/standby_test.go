@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"hotspare/testenv/lab"
-	"hotspare/ui/api"
 )
 
 // pool applies the pool's document with this standby policy.
@@ -26,17 +25,9 @@ func (w *world) parked() string {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
-	var name string
 	begun := time.Now()
-	if _, err := w.site.Until(ctx, "a node in standby", func(s api.Snapshot) bool {
-		for _, n := range s.Nodes {
-			if x := n.Status.Standby; x != nil && x.State == api.StandbyParked && len(x.Loaded) > 0 {
-				name = n.Name
-				return true
-			}
-		}
-		return false
-	}); err != nil {
+	name, err := w.site.Parked(ctx)
+	if err != nil {
 		w.stuck(err)
 	}
 	w.t.Logf("%s is in standby after %.1f s", name, time.Since(begun).Seconds())

@@ -254,6 +254,21 @@ func (s *Site) Running(ctx context.Context, apps ...string) (api.Snapshot, error
 	})
 }
 
+// Parked waits until a node waits in standby with all that its applications need,
+// and gives its name.
+func (s *Site) Parked(ctx context.Context) (node string, err error) {
+	_, err = s.Until(ctx, "a node to wait in standby", func(snap api.Snapshot) bool {
+		for _, n := range snap.Nodes {
+			if x := n.Status.Standby; x != nil && x.State == api.StandbyParked && len(x.Loaded) > 0 {
+				node = n.Name
+				return true
+			}
+		}
+		return false
+	})
+	return node, err
+}
+
 // Moved waits until an application runs under a higher epoch than before, and
 // gives the record of the hand-over.
 func (s *Site) Moved(ctx context.Context, app string, epoch uint64) (api.Application, api.Failover, error) {
