@@ -1,6 +1,7 @@
 package firmware
 
 import (
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -47,17 +48,31 @@ func TestFirmwares(t *testing.T) {
 				}
 			}
 			if n.SecureBoot {
-				w.secured(n)
+				w.secured(n, trace)
 			}
 			w.gone(app, n)
 		})
 	}
 }
 
-// secured checks that the kernel itself says that it was started with Secure Boot.
-func (w *world) secured(n lab.NodeSpec) {
+// secured checks that GRUB started the kernel and that the token, which stands in
+// the names of the files that shim and GRUB fetch, is in no trace and no log.
+func (w *world) secured(n lab.NodeSpec, trace string) {
 	w.t.Helper()
-	if screen := w.console(n); !strings.Contains(screen, "all fetched, the kernel starts") {
+	screen := w.console(n)
+	if !strings.Contains(screen, "all fetched, the kernel starts") {
 		w.t.Errorf("GRUB did not start the kernel:\n%s", screen)
+	}
+	_, token, ok := strings.Cut(screen, "NBP filename is /grub/")
+	token, _, more := strings.Cut(token, "/")
+	if !ok || !more || len(token) != 43 {
+		w.t.Fatalf("the firmware does not show what it fetches:\n%s", screen)
+	}
+	log, err := os.ReadFile(w.site.Log())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if strings.Contains(trace, token) || strings.Contains(string(log), token) {
+		w.t.Error("the boot token is shown")
 	}
 }
