@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -91,6 +92,9 @@ func runAgent() {
 
 // run returns only when the node can do nothing more in this boot.
 func (a *agent) run(ctx context.Context) error {
+	if began, err := strconv.ParseInt(os.Getenv(pid1.BeganVar), 10, 64); err == nil {
+		a.out.remember("init", began) // PID 1 has said it
+	}
 	a.out.mark("agent")
 	control, err := pid1.OpenControl()
 	if err != nil {
@@ -196,6 +200,7 @@ func (a *agent) linkState(s client.State) {
 		return
 	}
 	a.noteRefusal(nil)
+	a.out.allMarks()
 	a.out.mark("joined")
 	a.setClock(s.ServerTime)
 	a.out.say("%s", s.Why)
@@ -252,7 +257,7 @@ func (a *agent) beat() agentlink.Heartbeat {
 	l, phase := a.load, a.phase
 	a.mu.Unlock()
 	health := inventory.Reader{Root: "/"}.Health()
-	h := agentlink.Heartbeat{Phase: phase, Metrics: readMetrics(), Health: &health}
+	h := agentlink.Heartbeat{Phase: phase, Metrics: readMetrics(), Health: &health, Marks: a.out.freshMarks()}
 	if l == nil || l.isDone() {
 		h.Preloaded = a.memory.Have()
 		return h // nothing is carried: no lease is asked for

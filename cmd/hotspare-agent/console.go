@@ -4,11 +4,15 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"hotspare/haengine/agentlink"
 )
 
 // console writes lines to the node's screen or serial line. It never blocks its
@@ -17,6 +21,10 @@ type console struct {
 	f       *os.File
 	lines   chan string
 	dropped atomic.Int64
+
+	mu    sync.Mutex
+	marks []agentlink.Mark
+	fresh bool // a mark was added since freshMarks gave them
 }
 
 // newConsole opens /dev/console, or standard output where there is none.
@@ -63,7 +71,40 @@ func (c *console) flush(limit time.Duration) {
 
 // mark writes a line that tells when a phase of the boot was reached:
 // "mark PHASE MILLISECONDS", since the kernel started.
-func (c *console) mark(phase string) { c.say("mark %s %d", phase, bootTime().Milliseconds()) }
+func (c *console) mark(phase string) {
+	up := bootTime().Milliseconds()
+	c.say("mark %s %d", phase, up)
+	c.remember(phase, up)
+}
+
+// remember keeps a mark for the appliance.
+func (c *console) remember(phase string, up int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.marks) < agentlink.MaxMarks {
+		c.marks = append(c.marks, agentlink.Mark{Name: phase, UpMillis: up})
+		c.fresh = true
+	}
+}
+
+// allMarks makes the next freshMarks give all of them: a new link has heard none.
+func (c *console) allMarks() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fresh = true
+}
+
+// freshMarks gives the marks of this boot so far, if there is one that it has not
+// given yet.
+func (c *console) freshMarks() []agentlink.Mark {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.fresh {
+		return nil
+	}
+	c.fresh = false
+	return slices.Clone(c.marks)
+}
 
 // logger gives a slog.Logger that writes to the console.
 func (c *console) logger() *slog.Logger {

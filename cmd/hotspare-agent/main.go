@@ -67,5 +67,5 @@ func runInit() {
 	}
 	out := newConsole()
 	out.mark("init")
-	pid1.Run(out.say)
+	pid1.Run(out.say, bootTime())
 }

@@ -38,6 +38,9 @@ func (a *agent) announce(ctx context.Context) error {
 		noted, err := client.Announce(ctx, opt)
 		text := fmt.Sprintf("node %s (system UUID %s, network card %s) is not approved: approve it on the appliance",
 			a.boot.Node, a.facts.UUID, strings.Join(a.facts.MACs, ", "))
+		if noted.Why != "" {
+			text += ": " + noted.Why
+		}
 		wait := noted.Again.D()
 		if err != nil {
 			text = fmt.Sprintf("the appliance at %s does not take this node's announcement: %v", a.boot.Appliance, err)

@@ -33,6 +33,7 @@ type appliance struct {
 	progress []agentlink.Progress
 	gone     []string
 	heard    []server.Announcement
+	marks    []agentlink.Mark
 	approved bool              // what an announcement is answered with
 	over     map[string]uint64 // what heartbeats are answered with
 	reported chan struct{}
@@ -97,6 +98,9 @@ func (a *appliance) Heartbeat(_ context.Context, _ server.Session, h agentlink.H
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = h
+	if h.Marks != nil {
+		a.marks = h.Marks
+	}
 	return agentlink.HeartbeatAck{Granted: a.grant && h.App != "", Drop: a.drop, Over: a.over, Lease: haengine.Duration(a.lease), Epoch: h.Epoch}
 }
 
@@ -188,4 +192,14 @@ func (a *appliance) awaitReport(t *testing.T, limit time.Duration, what string, 
 			t.Fatalf("no report of %s within %s", what, limit)
 		}
 	}
+}
+
+// marked gives the names of the marks that the node has told.
+func (a *appliance) marked() (names string) {
+	a.note(func() {
+		for _, m := range a.marks {
+			names += " " + m.Name
+		}
+	})
+	return names
 }

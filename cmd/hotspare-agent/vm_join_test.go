@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ func TestAgentBootsAndJoins(t *testing.T) {
 			t.Errorf("the session's facts are wrong: %+v", s)
 		}
 		m.await(t, 10*time.Second, 1, "waits for the application")
+		waitUntil(t, 20*time.Second, "the marks of the boot", func() bool { return strings.Contains(a.marked(), "init agent link address joined") })
 		if m.console.count("not wholly pinned") > 0 {
 			t.Error("the agent is not pinned in memory")
 		}

@@ -22,9 +22,14 @@ const AgentArg0 = "@hotspare-agent"
 // rebootDelay is the time for a person to read the console.
 const rebootDelay = 60 * time.Second
 
-// Run is PID 1. It does not return: it ends as the image's init, or reboots.
-func Run(say func(format string, args ...any)) {
-	err := run(say)
+// BeganVar is the variable of the agent's environment that says when PID 1
+// began, in milliseconds since the kernel did.
+const BeganVar = "HOTSPARE_BEGAN"
+
+// Run is PID 1, which began at that time after the kernel. It does not return: it
+// ends as the image's init, or reboots.
+func Run(say func(format string, args ...any), began time.Duration) {
+	err := run(say, began)
 	say("PID 1 cannot go on: %v", err)
 	say("this node reboots in %s", rebootDelay)
 	time.Sleep(rebootDelay)
@@ -32,7 +37,7 @@ func Run(say func(format string, args ...any)) {
 	select {}
 }
 
-func run(say func(format string, args ...any)) error {
+func run(say func(format string, args ...any), began time.Duration) error {
 	loaded, failures := LoadModules(ModulesList)
 	byDevice, more := LoadForDevices("/sys/bus", ModulesAlias, ModulesDep)
 	for _, err := range append(failures, more...) {
@@ -42,7 +47,7 @@ func run(say func(format string, args ...any)) error {
 	if err := copySelf(); err != nil {
 		return fmt.Errorf("copy the agent to %s: %w", AgentPath, err)
 	}
-	control, agent, err := start()
+	control, agent, err := start(began)
 	if err != nil {
 		return fmt.Errorf("start the agent: %w", err)
 	}
@@ -104,7 +109,7 @@ func copySelf() error {
 }
 
 // start runs the agent with a control socket as descriptor 3.
-func start() (*net.UnixConn, *exec.Cmd, error) {
+func start(began time.Duration) (*net.UnixConn, *exec.Cmd, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err
@@ -118,7 +123,7 @@ func start() (*net.UnixConn, *exec.Cmd, error) {
 	}
 	cmd := &exec.Cmd{
 		Path: AgentPath, Args: []string{AgentArg0},
-		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"},
+		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", fmt.Sprintf("%s=%d", BeganVar, began.Milliseconds())},
 		Stdin: nil, Stdout: os.Stdout, Stderr: os.Stderr,
 		ExtraFiles: []*os.File{theirs},
 	}
