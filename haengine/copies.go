@@ -214,3 +214,25 @@ func LocalBoot(s State, node string) (bool, Reason) {
 	}
 	return true, Reason{"no-copy", "its agent has found nothing of hotspare's on its disks, and nothing was put there since"}
 }
+
+// install has the image written to the node's disk before it is claimed. That the
+// disk holds it is known from here on.
+func (w *work) install(a *AppState) {
+	g, limit := a.Grant, a.Spec.Policy.InstallLimit.D()
+	ids := w.open(func(p *Pending) bool {
+		i, is := p.Action.(Install)
+		return is && !p.Withdrawn && i.App == a.Spec.Name && i.Epoch == g.Epoch
+	})
+	lost := w.lostBoot(g.Node, g.BootID, g.Joined, parkedLost)
+	switch {
+	case lost != "":
+		w.attemptFailed(a, "while the image was written: "+lost, true)
+	case len(ids) == 0:
+		w.writes(a)
+		w.order(Install{Order: w.head(a), BootID: g.BootID, Image: a.Spec.Image}, a.Failover)
+	case w.now.Sub(w.getPending(ids[0]).Ordered) >= limit:
+		w.attemptFailed(a, "the image was not written within "+limit.String(), true)
+	default:
+		w.readPower(a.Spec.Name, g.Node, bootReadEvery)
+	}
+}

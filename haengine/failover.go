@@ -154,3 +154,69 @@ type Rule struct {
 func refusal(code hotspare.Code, what, where, why, fix string) *hotspare.Error {
 	return &hotspare.Error{Code: code, What: what, Where: where, Why: why, Fix: fix}
 }
+
+// openFailover begins the record of a hand-over, or adds to the open one.
+func (w *work) openFailover(a *AppState, cause CauseKind, why, by string, obs []Observation) {
+	if a.Failover != 0 {
+		return
+	}
+	d := &w.s.Durable
+	d.NextFailover++
+	w.meta = true
+	f := &Failover{ID: d.NextFailover, App: a.Spec.Name, Cause: cause, Why: why, By: by, Observations: obs}
+	soft := w.watched(a)
+	f.Marks = Marks{LastGood: soft.LastGood, Suspected: soft.Suspected, Failed: w.now}
+	if cause != CauseFailure || f.Marks.LastGood.IsZero() {
+		f.Marks.LastGood = w.now
+	}
+	if a.Grant != nil {
+		f.From, f.FromEpoch = a.Grant.Node, a.Grant.Epoch
+	}
+	w.failovers.put(f.ID, f)
+	a.Failover, a.Attempts = f.ID, 0
+	w.say(a, f.From, "failover %d: %s: %s", f.ID, cause, why)
+	keys := w.failovers.keys()
+	for _, k := range keys[:max(0, len(keys)-keptFailovers)] {
+		if w.failovers.get(k).Outcome != OutcomeOpen {
+			w.failovers.del(k)
+		}
+	}
+}
+
+// mark sets a moment of the open failover.
+func (w *work) mark(a *AppState, at func(*Marks) *Stamp) {
+	if f := w.failovers.edit(a.Failover); f != nil {
+		*at(&f.Marks) = w.now
+		f.Phases = f.Marks.timeline()
+	}
+}
+
+func (w *work) closeFailover(a *AppState, o Outcome) {
+	f := w.failovers.edit(a.Failover)
+	if f == nil {
+		return
+	}
+	f.Outcome, f.Marks.Ended = o, w.now
+	f.Phases = f.Marks.timeline()
+	for i := range f.Attempts {
+		if f.Attempts[i].Ended.IsZero() {
+			f.Attempts[i].Ended = w.now
+		}
+	}
+	w.say(a, f.To, "failover %d: %s", f.ID, o)
+	a.Failover = 0
+}
+
+func (w *work) cause(a *AppState) CauseKind {
+	if f := w.failovers.get(a.Failover); f != nil {
+		return f.Cause
+	}
+	return CauseFailure
+}
+
+func (w *work) failoverOf(app string) FailoverID {
+	if a := w.apps.get(app); a != nil {
+		return a.Failover
+	}
+	return 0
+}

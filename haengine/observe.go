@@ -1,5 +1,9 @@
 package haengine
 
+import (
+	"time"
+)
+
 // This file takes what agents, the storage and the appliance itself say about an
 // application or a node; what follows from it is decided in step.go.
 
@@ -129,4 +133,19 @@ func (w *work) readIdle() {
 			w.readPower("", k, every)
 		}
 	}
+}
+
+// settledOff says whether a reading of off is not one of the time before the
+// power-on of a machine that was claimed with it.
+func (w *work) settledOff(g *Grant, n NodeSoft) bool {
+	return g.Way.HasAgent() || !g.BootDone.IsZero() && n.PowerAt.Sub(g.BootDone) > settleOff
+}
+
+// unheard is the time since the boot of a claimed grant was heard, whatever it said.
+func (w *work) unheard(g *Grant) time.Duration {
+	at, n := max(g.ClaimedAt.At, w.s.Soft.RestartedAt), w.node(g.Node)
+	if n.HeardBoot == g.BootID {
+		at = max(at, n.Heard.At)
+	}
+	return w.now.At.Sub(at)
 }

@@ -296,28 +296,6 @@ func (w *work) takes(a *AppState) {
 	w.order(Claim{Order: w.head(a), BootID: g.BootID, Spec: a.Spec, Way: g.Way, Lease: g.lease(), Copy: g.Copy}, a.Failover)
 }
 
-// install has the image written to the node's disk before it is claimed. That the
-// disk holds it is known from here on.
-func (w *work) install(a *AppState) {
-	g, limit := a.Grant, a.Spec.Policy.InstallLimit.D()
-	ids := w.open(func(p *Pending) bool {
-		i, is := p.Action.(Install)
-		return is && !p.Withdrawn && i.App == a.Spec.Name && i.Epoch == g.Epoch
-	})
-	lost := w.lostBoot(g.Node, g.BootID, g.Joined, parkedLost)
-	switch {
-	case lost != "":
-		w.attemptFailed(a, "while the image was written: "+lost, true)
-	case len(ids) == 0:
-		w.writes(a)
-		w.order(Install{Order: w.head(a), BootID: g.BootID, Image: a.Spec.Image}, a.Failover)
-	case w.now.Sub(w.getPending(ids[0]).Ordered) >= limit:
-		w.attemptFailed(a, "the image was not written within "+limit.String(), true)
-	default:
-		w.readPower(a.Spec.Name, g.Node, bootReadEvery)
-	}
-}
-
 func (w *work) advanceOnlining(a *AppState) {
 	if !w.proven(a) { // contradicted after the claim was ordered: prove it anew
 		w.ready(a)
@@ -343,21 +321,6 @@ func (w *work) advanceOnlining(a *AppState) {
 			w.readPower(a.Spec.Name, g.Node, readEvery)
 		}
 	}
-}
-
-// settledOff says whether a reading of off is not one of the time before the
-// power-on of a machine that was claimed with it.
-func (w *work) settledOff(g *Grant, n NodeSoft) bool {
-	return g.Way.HasAgent() || !g.BootDone.IsZero() && n.PowerAt.Sub(g.BootDone) > settleOff
-}
-
-// unheard is the time since the boot of a claimed grant was heard, whatever it said.
-func (w *work) unheard(g *Grant) time.Duration {
-	at, n := max(g.ClaimedAt.At, w.s.Soft.RestartedAt), w.node(g.Node)
-	if n.HeardBoot == g.BootID {
-		at = max(at, n.Heard.At)
-	}
-	return w.now.At.Sub(at)
 }
 
 // advanceDown looks for a way up: the application may heal where it is, a guard

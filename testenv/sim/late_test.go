@@ -12,15 +12,10 @@ import (
 // lateRun starts an application in one way on a node where everything arrives
 // late, lets it fall back to another way, and goes on until long after the first
 // one woke.
-type lateRun struct {
-	*Sim
-	first   haengine.Way
-	granted haengine.Epoch // of the fall-back
-	woke    time.Duration  // when the late way woke, after the fall-back was granted; 0: it did not
-}
+type lateRun struct{ *Sim }
 
 func newLateRun(first, then haengine.Way, nodes int, bmcDead bool) *lateRun {
-	r := &lateRun{Sim: newSim(Config{Seed: uint64(len(first))*7 + uint64(len(then)), Nodes: nodes, Apps: 1}), first: first}
+	r := &lateRun{newSim(Config{Seed: uint64(len(first))*7 + uint64(len(then)), Nodes: nodes, Apps: 1})}
 	w := &r.w
 	w.facts, w.standby = true, haengine.Standby{Nodes: max(1, nodes-1), Kernel: "orders"}
 	p := &w.apps[0].spec.Policy
