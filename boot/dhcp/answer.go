@@ -322,7 +322,7 @@ func (s *Server) send(m message, kind dhcpv4.MessageType, addr netip.Addr, lease
 		text += " " + addr.String()
 	}
 	if d.offer.BootFile != "" {
-		text += ", " + redact(d.offer)
+		text += ", " + d.offer.Redacted()
 	}
 	return answer{packet: out, to: where(m, kind, addr), text: text, reason: d.reason, node: d.node}
 }
@@ -401,7 +401,7 @@ func (s *Server) answerProxy(ctx context.Context, m message, from netip.Addr, po
 		// PXE 2.1: the answer names the item of the menu that was asked for.
 		out.Options[43] = append(item, out.Options[43]...)
 	}
-	return answer{packet: out, to: where(m, kind, netip.Addr{}), text: kind.String() + " " + redact(d.offer), reason: d.reason, node: d.node}
+	return answer{packet: out, to: where(m, kind, netip.Addr{}), text: kind.String() + " " + d.offer.Redacted(), reason: d.reason, node: d.node}
 }
 
 // bootItem gives PXE_BOOT_ITEM (71) out of option 43, with tag and length.
@@ -421,22 +421,6 @@ func bootItem(b []byte) []byte {
 		b = b[n:]
 	}
 	return nil
-}
-
-// redact shows an offer without its token.
-func redact(o boot.Offer) string {
-	if o.Kind != boot.OfferURL {
-		return o.BootFile
-	}
-	i := strings.Index(strings.TrimPrefix(o.BootFile, "http://"), "/")
-	if i < 0 {
-		return o.BootFile
-	}
-	i += len("http://")
-	if p, ok := boot.ParsePath(o.BootFile[i:]); ok && p.Token != "" {
-		return o.BootFile[:i] + p.Redacted()
-	}
-	return o.BootFile
 }
 
 // describe tells a request in a few words, for the trace.

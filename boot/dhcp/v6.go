@@ -348,7 +348,7 @@ func (s *Server) inform6(ctx context.Context, m message6, out *dhcpv6.Message) *
 			// taken for one.
 			out.AddOption(&dhcpv6.OptVendorClass{EnterpriseNumber: enterprise, Data: [][]byte{[]byte("HTTPClient")}})
 		}
-		text += ", " + redact(offer)
+		text += ", " + offer.Redacted()
 	}
 	request := m.MessageType.String() + " over IPv6, " + m.boot.Arch.String()
 	if m.boot.Stage == boot.StageSystem {
