@@ -232,6 +232,7 @@ func first4(b []byte) []byte {
 
 // foreignSeen notes an answer of another server.
 func (s *Server) foreignSeen(seen Foreign) {
+	seen.Vendor = s.vendor(seen.MAC) // before the lock: it may read a file
 	s.mu.Lock()
 	f := s.foreigner(seen.Server)
 	if f == nil {
@@ -241,10 +242,6 @@ func (s *Server) foreignSeen(seen Foreign) {
 	seen.First, seen.Taker, seen.Taken, seen.Last = f.First, f.Taker, f.Taken, s.o.Now()
 	if !seen.Address.IsValid() && seen.BootFile == "" { // a NAK tells nothing of offers
 		seen.Address, seen.Router, seen.BootFile, seen.NextServer, seen.Class = f.Address, f.Router, f.BootFile, f.NextServer, f.Class
-	}
-	seen.Vendor = f.Vendor
-	if f.MAC != seen.MAC || f.Vendor == "" {
-		seen.Vendor = s.vendor(seen.MAC)
 	}
 	*f = seen
 	s.tellForeign(f)
@@ -318,11 +315,26 @@ func (s *Server) nameMAC(m boot.MAC) string {
 	return m.String()
 }
 
+// makersMost bounds the makers that are remembered.
+const makersMost = 256
+
+// vendor gives the maker of a network card. The caller does not hold mu.
 func (s *Server) vendor(m boot.MAC) string {
 	if s.o.Vendor != nil {
 		return s.o.Vendor(m)
 	}
-	return VendorIn("/usr/share/ieee-data/oui.txt", m)
+	key := [3]byte(m[:3])
+	s.makers.Lock()
+	defer s.makers.Unlock()
+	name, ok := s.makers.of[key]
+	if !ok {
+		if s.makers.of == nil || len(s.makers.of) >= makersMost {
+			s.makers.of = map[[3]byte]string{}
+		}
+		name = VendorIn("/usr/share/ieee-data/oui.txt", m)
+		s.makers.of[key] = name
+	}
+	return name
 }
 
 // VendorIn looks up the maker of a network card in a list in IEEE's form ("00-00-0C

@@ -64,6 +64,10 @@ type Server struct {
 	foreign map[netip.Addr]*Foreign
 	alarmed map[string]time.Time // last seen
 
+	makers struct { // of network cards, as looked up
+		sync.Mutex
+		of map[[3]byte]string
+	}
 	link    *link // sockets; nil when nothing is served
 	waiting atomic.Int64
 	v6      *v6 // nil without IPv6
