@@ -51,7 +51,7 @@ type sender struct {
 	first uint64
 	end   uint64
 
-	progress func() // called once, at the client's first acknowledgement
+	acknowledged func(unixNano int64) // called at each acknowledgement
 
 	acked  uint64 // blocks
 	resent int    // blocks that were sent again
@@ -61,7 +61,7 @@ func newSender(l link, r io.ReaderAt, size int64, p params, w patience) *sender 
 	if p.timeout > 0 { // the client chose: RFC 2349
 		w.first, w.most = p.timeout, p.timeout
 	}
-	return &sender{link: l, r: r, size: size, p: p, wait: w, heads: make([][headLen]byte, p.window), parts: make([][]byte, 0, 2*p.window)}
+	return &sender{acknowledged: func(int64) {}, link: l, r: r, size: size, p: p, wait: w, heads: make([][headLen]byte, p.window), parts: make([][]byte, 0, 2*p.window)}
 }
 
 // blocks is how many there are; the last one is shorter than the others, and
@@ -167,10 +167,7 @@ func (s *sender) until(tries int, send func(again bool) error, take func([]byte)
 			}
 			done, again := take(b)
 			if done {
-				if s.progress != nil {
-					s.progress()
-					s.progress = nil
-				}
+				s.acknowledged(time.Now().UnixNano())
 				return nil
 			}
 			if again {

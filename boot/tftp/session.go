@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"hotspare/boot"
@@ -26,9 +27,10 @@ type session struct {
 	raw     string // the request's bytes
 	shared  *sharedPort
 
+	acked atomic.Int64 // when the client acknowledged last, in ns since 1970; 0: never
+
 	mu      sync.Mutex
 	port    *ownPort // once it is open
-	begun   bool     // the client has acknowledged something
 	anew    bool     // the client began anew; its port belongs to another session
 	asked   bool     // the same request came again
 	stopped chan struct{}
@@ -62,19 +64,21 @@ func (x *session) replaced() bool {
 	return x.anew
 }
 
-// again says whether a request that came from the session's own client is the
-// same one once more, before the session began: then the client misses the
-// answer, which will be repeated, or its error packet is on its way to us.
-// Anything else is a client that began anew, from the same port as firmware
-// does.
-func (x *session) again(raw string) bool {
+// again says whether a request from the session's own client is the same one
+// once more: the client misses the answer, which will be repeated; or its error
+// packet is on its way to us; or it asked twice and goes on with the first
+// answer. A client that began anew within the second will ask again.
+func (x *session) again(raw string, soon time.Duration) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.begun || x.raw != raw {
+	if x.raw != raw {
 		return false
 	}
-	x.asked = true
-	return true
+	last := x.acked.Load()
+	if last == 0 {
+		x.asked = true
+	}
+	return last == 0 || time.Since(time.Unix(0, last)) < soon
 }
 
 // admit begins a session, or finds that there is one already.
@@ -82,17 +86,23 @@ func (s *Server) admit(ctx context.Context, p peer, r request, raw string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if old := s.sessions[p]; old != nil {
-		if old.again(raw) {
+		if old.again(raw, s.o.Timeout) {
 			return
 		}
-		s.forget(old)
-		old.replace()
+		// Another request from the same port, as firmware does it. One that has
+		// not begun was a question for the size. One that has goes on beside the
+		// new one, which has a port of its own: what came may be old, delayed on
+		// its way (RFC 1123, 4.2.3.1). With a single port there is no beside.
+		if old.acked.Load() == 0 || old.shared != nil {
+			s.forget(old)
+			old.replace()
+		}
 	}
 	full := ""
 	switch addr := p.client.Addr(); {
 	case s.each[addr] >= s.o.PerAddress:
 		full = fmt.Sprintf("%d transfers of this address are open already", s.each[addr])
-	case len(s.sessions) >= s.o.Transfers+s.o.Waiting:
+	case len(s.all) >= s.o.Transfers+s.o.Waiting:
 		full = "too many TFTP transfers at once"
 	}
 	if full != "" {
@@ -110,16 +120,20 @@ func (s *Server) begin(ctx context.Context, p peer, r request, raw string) {
 		x.shared = newSharedPort(s.conn, p.local, p.client)
 	}
 	s.sessions[p] = x
+	s.all[x] = struct{}{}
 	s.each[p.client.Addr()]++
 	s.wg.Go(func() { s.serve(ctx, x) })
 }
 
 // forget takes a session out of the tables; s.mu is held.
 func (s *Server) forget(x *session) {
-	if s.sessions[x.peer] != x {
+	if _, ok := s.all[x]; !ok {
 		return
 	}
-	delete(s.sessions, x.peer)
+	delete(s.all, x)
+	if s.sessions[x.peer] == x {
+		delete(s.sessions, x.peer)
+	}
 	addr := x.peer.client.Addr()
 	if s.each[addr]--; s.each[addr] == 0 {
 		delete(s.each, addr)
@@ -234,11 +248,7 @@ func (s *Server) send(x *session, r io.ReaderAt, size int64, e *boot.Entry) erro
 	}
 	oack, p := negotiate(x.request, size, limits{window: s.o.Window, mtu: mtu, fragment: s.o.Fragment})
 	t := newSender(l, r, size, p, patience{first: s.o.Timeout, most: 8 * s.o.Timeout, tries: s.o.Retries, last: min(3, s.o.Retries)})
-	t.progress = func() {
-		x.mu.Lock()
-		x.begun = true
-		x.mu.Unlock()
-	}
+	t.acknowledged = x.acked.Store
 	err = t.run(oack)
 	e.Detail = boot.Detail{Bytes: t.bytes(), Size: size, Resent: t.resent, Took: s.o.Now().Sub(e.At)}
 	switch ended := (refusal{}); {

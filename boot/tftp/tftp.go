@@ -131,8 +131,9 @@ type Server struct {
 	slots chan struct{}
 
 	mu       sync.Mutex
-	sessions map[peer]*session
-	each     map[netip.Addr]int // sessions of an address
+	sessions map[peer]*session     // the latest of each client's port
+	all      map[*session]struct{} // those too that it goes on with beside them
+	each     map[netip.Addr]int    // sessions of an address
 	wg       sync.WaitGroup
 }
 
@@ -147,7 +148,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, listenError(o, err)
 	}
-	s := &Server{o: o, conn: conn.(*net.UDPConn), slots: make(chan struct{}, o.Transfers), sessions: map[peer]*session{}, each: map[netip.Addr]int{}}
+	s := &Server{o: o, conn: conn.(*net.UDPConn), slots: make(chan struct{}, o.Transfers), sessions: map[peer]*session{}, all: map[*session]struct{}{}, each: map[netip.Addr]int{}}
 	// Answers go from the address that was asked: a machine drops others.
 	if err := ipv4.NewPacketConn(conn).SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true); err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare the TFTP socket: %w", err), conn.Close())
@@ -194,7 +195,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer stop()
 	err := s.listen(ctx)
 	s.mu.Lock()
-	for _, x := range s.sessions {
+	for x := range s.all {
 		x.stop()
 	}
 	s.mu.Unlock()

@@ -249,6 +249,64 @@ func TestRequestComesTwice(t *testing.T) {
 	}
 }
 
+// A machine that asked twice, because the answer was late, goes on with the first
+// answer; its second request comes to us in the middle of that.
+func TestDelayedSecondRequest(t *testing.T) {
+	for _, single := range []bool{false, true} {
+		f := serve(t, tftp.Options{Timeout: 10 * time.Second, SinglePort: single})
+		request := "\x00\x01undionly.kpxe\x00octet\x00"
+		x, got := newClient(t, f, request)
+		if !strings.HasPrefix(got, "\x00\x03\x00\x01") {
+			t.Fatalf("%q", got)
+		}
+		sent := 0
+		x.lose = func([]byte) bool {
+			if sent++; sent%50 == 0 {
+				if _, err := x.conn.WriteTo([]byte(request), net.UDPAddrFromAddrPort(f.addr)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return false
+		}
+		x.ack(t, 1)
+		if b := x.rest(t, 1); !bytes.Equal(b, content[512:]) {
+			t.Errorf("single port %v: %d bytes", single, len(b))
+		}
+	}
+}
+
+// A machine that asks for another file from the same port in the middle of a
+// transfer gets it, and the transfer goes on as long as it is acknowledged.
+func TestAnotherFileFromOnePort(t *testing.T) {
+	f := serve(t, tftp.Options{Timeout: 10 * time.Second})
+	x, got := newClient(t, f, "\x00\x01undionly.kpxe\x00octet\x00")
+	if !strings.HasPrefix(got, "\x00\x03\x00\x01") {
+		t.Fatalf("%q", got)
+	}
+	x.ack(t, 1)
+	buf := make([]byte, 1024)
+	receive := func() (string, net.Addr) {
+		_ = x.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		n, from, err := x.conn.ReadFrom(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(buf[:n]), from
+	}
+	receive()
+	if _, err := x.conn.WriteTo([]byte("\x00\x01block\x00octet\x00"), net.UDPAddrFromAddrPort(f.addr)); err != nil {
+		t.Fatal(err)
+	}
+	second, from := receive()
+	if !strings.HasPrefix(second, "\x00\x03\x00\x01") || from.String() == x.to.String() {
+		t.Fatalf("the second file: %.8q from %v, the first came from %v", second, from, x.to)
+	}
+	x.ack(t, 2)
+	if first, from := receive(); !strings.HasPrefix(first, "\x00\x03\x00\x03") || from.String() != x.to.String() {
+		t.Errorf("the first file goes on with %.8q from %v", first, from)
+	}
+}
+
 // A machine that closed its port is told by ICMP; nothing waits for it.
 func TestMachineGoesAway(t *testing.T) {
 	f := serve(t, tftp.Options{Timeout: 100 * time.Millisecond})
