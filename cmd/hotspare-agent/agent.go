@@ -61,12 +61,13 @@ type agent struct {
 
 	memory *memory.Store // artefacts that are kept while the node is parked
 
-	mu      sync.Mutex
-	phase   agentlink.Phase
-	load    *load         // what the node carries, or nil
-	busy    string        // what excludes a claim: the node is about to leave, or writes to a local disk
-	granted time.Duration // when the last granted heartbeat was sent
-	refused time.Duration // since when the appliance refuses the certificate of this parked node; 0: it does not
+	mu       sync.Mutex
+	phase    agentlink.Phase
+	load     *load                // what the node carries, or nil
+	busy     string               // what excludes a claim: the node is about to leave, or writes to a local disk
+	granted  time.Duration        // when the last granted heartbeat was sent
+	verified map[[2]string]string // disk and slot -> digest that it was read with in this boot
+	refused  time.Duration        // since when the appliance refuses the certificate of this parked node; 0: it does not
 }
 
 // runAgent is the agent's process from its start to the machine's end.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -122,6 +123,7 @@ func (a *agent) install(ctx context.Context, o agentlink.Order) agentlink.Result
 		return failed(o, err, nil)
 	}
 	defer a.vacate()
+	a.forget()
 	did := &steps{a: a}
 	ctx, stop := a.whileGranted(ctx, o)
 	defer stop()
@@ -197,7 +199,36 @@ func (a *agent) installTo(ctx context.Context, o agentlink.Order, did *steps) (e
 	if err := did.timed("verify", func() error { return in.verify(ctx) }); err != nil {
 		return err
 	}
-	return did.timed("activate", in.activate)
+	if err := did.timed("activate", in.activate); err != nil {
+		return err
+	}
+	a.remember(chosen.ID, o.Install.Slot, o.Install.Source.Digest)
+	return nil
+}
+
+// remember notes that a copy was read and had its digest in this boot. Nothing
+// else writes to local disks while the node is parked, so a start need not read
+// it again.
+func (a *agent) remember(disk, slot, digest string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.verified == nil {
+		a.verified = map[[2]string]string{}
+	}
+	a.verified[[2]string{disk, slot}] = digest
+}
+
+func (a *agent) remembers(disk, slot, digest string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return digest != "" && a.verified[[2]string{disk, slot}] == digest
+}
+
+// forget ends what was remembered: the disks are written to.
+func (a *agent) forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.verified = nil
 }
 
 // prepare makes the layout, if it is not there, and notes that the place is being
@@ -439,6 +470,7 @@ func (a *agent) wipe(ctx context.Context, o agentlink.Order) agentlink.Result {
 		}
 		defer a.vacate()
 	}
+	a.forget()
 	did := &steps{a: a}
 	all := localDisks()
 	if o.Wipe.Disk != (agentlink.DiskSelector{}) {
@@ -476,7 +508,7 @@ func wipeDisk(ctx context.Context, d agentlink.Disk, w agentlink.Wipe) (err erro
 	}
 	for i := range rec.Copies {
 		c := &rec.Copies[i]
-		if len(w.Slots) > 0 && !contains(w.Slots, c.Slot) || c.State == agentlink.CopyEmpty {
+		if len(w.Slots) > 0 && !slices.Contains(w.Slots, c.Slot) || len(w.Apps) > 0 && !slices.Contains(w.Apps, c.App) || c.State == agentlink.CopyEmpty {
 			continue
 		}
 		// First it is disabled, durably: an erasure that is cut leaves nothing
@@ -521,13 +553,4 @@ func wipeCopy(ctx context.Context, dev *disk.Local, rec *slots.Record, c *slots.
 	}
 	*c = slots.Copy{Copy: agentlink.Copy{Slot: c.Slot, State: agentlink.CopyEmpty}}
 	return rec.Write(dev)
-}
-
-func contains(all []string, s string) bool {
-	for _, x := range all {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }

@@ -137,7 +137,7 @@ func (a *agent) rootOnDisk(ctx context.Context, l *load, fstype string) (err err
 	if err != nil {
 		return err
 	}
-	rec, c, err := a.checkCopy(ctx, l, dev)
+	rec, c, err := a.checkCopy(ctx, l, chosen.ID, dev)
 	err = errors.Join(err, dev.Close())
 	if err != nil {
 		return err
@@ -167,7 +167,7 @@ func (a *agent) rootOnDisk(ctx context.Context, l *load, fstype string) (err err
 }
 
 // checkCopy finds the copy that a claim names, verifies it and notes the start.
-func (a *agent) checkCopy(ctx context.Context, l *load, dev *disk.Local) (slots.Record, slots.Copy, error) {
+func (a *agent) checkCopy(ctx context.Context, l *load, id string, dev *disk.Local) (slots.Record, slots.Copy, error) {
 	want := l.claim.Image.Local
 	rec, err := slots.Read(dev, dev.Size)
 	if err != nil {
@@ -184,12 +184,12 @@ func (a *agent) checkCopy(ctx context.Context, l *load, dev *disk.Local) (slots.
 	case c.State != agentlink.CopyReady && (c.State != agentlink.CopyStarted || l.claim.Image.Root != agentlink.RootOnDisk):
 		return rec, *c, localCopy(dev, "the copy is not to be started", fmt.Errorf("its state is %q", c.State))
 	}
-	if c.State == agentlink.CopyReady {
+	if c.State == agentlink.CopyReady && !a.remembers(id, c.Slot, c.Digest) {
 		at, length, err := rec.Place(c.Slot, dev.Size)
 		if err != nil {
 			return rec, *c, err
 		}
-		if err := a.timed(l, "verify "+want.Disk.ID+" "+c.Slot, func() error {
+		if err := a.timed(l, "verify "+id+" "+c.Slot, func() error {
 			got, err := diskstream.Digest(ctx, &disk.Part{Disk: dev, At: at, Length: length}, c.Bytes, nil)
 			if err == nil && got != c.Digest {
 				c.State, c.Active = agentlink.CopyFailed, false

@@ -264,7 +264,8 @@ func TestInstallationOfAWholeDisk(t *testing.T) {
 	if c := facts.Disks[0].Copies; facts.Disks[0].Holds != "hotspare install" || len(c) != 1 || c[0].State != agentlink.CopyStarted || c[0].App != "web" {
 		t.Errorf("copies: %+v", facts.Disks[0])
 	}
-	n.must(agentlink.Order{ID: "wipe", Wipe: &agentlink.Wipe{}})
+	n.must(agentlink.Order{ID: "wipe-other", Wipe: &agentlink.Wipe{Apps: []string{"orders"}, Erase: true}})
+	n.must(agentlink.Order{ID: "wipe", Wipe: &agentlink.Wipe{Apps: []string{"web"}}})
 	for _, v := range []string{"data", "witness"} {
 		if _, err := d.exports.Revoke(t.Context(), v, 22); err != nil {
 			t.Fatal(err)

@@ -106,6 +106,7 @@ type Install struct {
 type Wipe struct {
 	Disk  DiskSelector `json:"disk,omitzero"`   // zero: every disk that holds a copy of hotspare's
 	Slots []string     `json:"slots,omitempty"` // none: all
+	Apps  []string     `json:"apps,omitempty"`  // only copies of these applications; none: of all
 	Erase bool         `json:"erase,omitempty"`
 }
 
