@@ -39,6 +39,7 @@ func TestFailovers(t *testing.T) {
 	story("the service crashes and does not come back", false, crashes)
 	story("an operator moves it", false, planned)
 	story("no node is eligible until one is added", false, nobodyEligible)
+	story("the appliance is restarted as announced", false, restartedAsAnnounced)
 	story("the spare waits in standby", true, fromStandby)
 	story("the spare in standby runs another kernel", false, fromStandbyByKexec)
 	w.client.Stop()

@@ -66,3 +66,30 @@ func fromStandbyByKexec(w *world) {
 	}
 	w.t.Logf("web moved to %s by %s; phases %v", after.Status.Node, record.Way, record.Seconds)
 }
+
+// restartedAsAnnounced stops the appliance politely, for longer than a lease and a
+// drop take: the nodes got longer leases before, so both applications go on.
+func restartedAsAnnounced(w *world) {
+	before, web := w.orders(), w.application("web")
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	if err := w.site.Stop(ctx); err != nil {
+		w.t.Fatal(err)
+	}
+	away := 45 * time.Second // the lease is 15 s
+	w.t.Logf("the appliance is away for %s", away)
+	time.Sleep(away)
+	w.startAppliance()
+	w.running()
+	if _, err := w.client.AckAfter(ctx, time.Now()); err != nil {
+		w.stuck(err)
+	}
+	if after := w.orders(); after.Status.Epoch != before.Status.Epoch || after.Status.Node != before.Status.Node {
+		w.t.Errorf("orders moved: %+v, was %+v", after.Status, before.Status)
+	}
+	if after := w.application("web"); after.Status.Epoch != web.Status.Epoch || after.Status.Node != web.Status.Node {
+		w.t.Errorf("web moved: %+v, was %+v", after.Status, web.Status)
+	}
+	w.wholeAndAlone()
+	w.asker.returned()
+}

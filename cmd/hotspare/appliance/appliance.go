@@ -86,6 +86,7 @@ func Run(ctx context.Context, o Options) error {
 	select {
 	case <-ctx.Done():
 		a.log.Info("stopping", "why", context.Cause(ctx))
+		a.leave(context.WithoutCancel(ctx))
 		return a.Stop()
 	case err := <-a.parts.failed:
 		return errors.Join(err, a.Stop())

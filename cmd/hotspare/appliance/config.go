@@ -29,7 +29,14 @@ type Config struct {
 	Storage   StorageConfig   `yaml:"storage"`
 	Images    ImagesConfig    `yaml:"images"`    // where images may come from and which are believed
 	Discovery DiscoveryConfig `yaml:"discovery"` // what machines get that nobody has approved
+
+	// PlannedOutage is how long a restart of the appliance may take: before it
+	// stops, agents get leases that outlast it. Default 2m; 0s: their usual leases.
+	PlannedOutage *haengine.Duration `yaml:"plannedOutage"`
 }
+
+// maxPlannedOutage is the engine's bound.
+const maxPlannedOutage = 30 * time.Minute
 
 // NetworkConfig names the interface and what is served on it. A port of 0 means
 // the service's own.
@@ -44,14 +51,6 @@ type NetworkConfig struct {
 	ISCSIPort uint16       `yaml:"iscsiPort"`
 	AgentPort uint16       `yaml:"agentPort"`
 	RouterAds bool         `yaml:"routerAdvertisements"` // answer IPv6 router solicitations with lifetime 0
-}
-
-// DHCPConfig says how DHCP is served.
-type DHCPConfig struct {
-	Mode  string            `yaml:"mode"` // authoritative, proxy, off
-	From  netip.Addr        `yaml:"from"`
-	To    netip.Addr        `yaml:"to"`
-	Lease haengine.Duration `yaml:"lease"`
 }
 
 // BMCConfig holds the bounds of BMC commands.
@@ -114,6 +113,9 @@ func (c Config) WithDefaults() Config {
 	span(&c.BMC.ReadGap, 500*time.Millisecond)
 	span(&c.BMC.Deadline, 20*time.Second)
 	span(&c.BMC.Settle, 15*time.Second)
+	if c.PlannedOutage == nil {
+		c.PlannedOutage = new(haengine.Duration(2 * time.Minute))
+	}
 	c.Storage = c.Storage.withDefaults()
 	return c
 }
@@ -143,6 +145,12 @@ func (c Config) Validate(where string) error {
 	default:
 		return bad(fmt.Sprintf("network.dhcp.mode %q is not known", n.DHCP.Mode), "use authoritative, proxy or off")
 	}
+	if _, err := n.dhcpOptions(); err != nil {
+		return err
+	}
+	if _, err := newNodeAddresses(n, nil); err != nil {
+		return err
+	}
 	if err := c.Storage.validate(); err != nil {
 		return bad(err.Error(), "see docs/storage.md; `off: true` ends the schedule")
 	}
@@ -151,6 +159,9 @@ func (c Config) Validate(where string) error {
 	}
 	if err := c.Discovery.validate(); err != nil {
 		return bad(err.Error(), "use wait or environment")
+	}
+	if d := c.PlannedOutage; d != nil && (*d < 0 || d.D() > maxPlannedOutage) {
+		return bad(fmt.Sprintf("plannedOutage is %s", d), "give 0s to 30m; for a longer absence freeze the site first: hotspare freeze")
 	}
 	if c.Modules != "generic" && c.Modules != "lab" {
 		return bad(fmt.Sprintf("modules %q is not known", c.Modules), "use generic or lab")
