@@ -130,7 +130,8 @@ func fileStopped(v *view) (Finding, bool) {
 
 func fileMissing(v *view) (Finding, bool) {
 	e, ok := v.last(func(e Entry) bool { return e.Reason.Rule == RuleNoSuchFile })
-	if !ok || v.after(e.At, func(x Entry) bool { return x.Step.started() && x.Reason.Rule != RuleNoSuchFile }) {
+	if !ok || e.Protocol == TFTP && v.passed(RungLoader) || // shim and GRUB look for files that they can do without
+		v.after(e.At, func(x Entry) bool { return x.Step.started() && x.Reason.Rule != RuleNoSuchFile }) {
 		return Finding{}, false
 	}
 	f := Finding{Rung: RungLoader, Gravity: Slow, Code: hotspare.CodeTransfer, Text: "it asks for a file that is not served: " + e.Reason.Text, Fix: "set the loader of this machine; another DHCP server may name that file"}

@@ -291,6 +291,9 @@ func (s *Server) entry(p peer, r request) boot.Entry {
 
 // stepOf takes what looks like a loader for one.
 func stepOf(name string) boot.Step {
+	if p, ok := boot.ParsePath("/" + name); ok {
+		return boot.StepOf(p.Artefact) // what GRUB fetches
+	}
 	for _, end := range []string{".efi", ".kpxe", ".pxe", ".kkpxe", ".0"} {
 		if strings.HasSuffix(name, end) {
 			return boot.StepLoader
