@@ -92,29 +92,6 @@ func (a *Appliance) macOf(addr netip.Addr) (boot.MAC, bool) {
 	return a.dhcp.MACOf(addr)
 }
 
-func (a *Appliance) serveDHCP(site boot.Site) error {
-	c := a.cfg.Network
-	if c.DHCP.Mode == "off" {
-		return nil
-	}
-	s, err := dhcp.New(dhcp.Options{
-		Interface: c.Interface, Server: c.Address.Addr(), Mode: dhcp.Mode(c.DHCP.Mode),
-		Subnet: dhcp.Subnet{
-			Prefix: c.Address.Masked(), Range: dhcp.Range{From: c.DHCP.From, To: c.DHCP.To},
-			Gateway: c.Gateway, DNS: c.DNS, LeaseTime: c.DHCP.Lease.D(),
-		},
-		Site: site, Director: a.boots, Exclude: a.serviceAddress, Leases: filepath.Join(a.cfg.State, "leases.json"),
-		RouterAdvertisement: c.RouterAds, Recorder: a.recorder, Log: a.log.With("part", "dhcp"),
-	})
-	if err != nil {
-		return err
-	}
-	a.dhcp = s
-	a.ladders.dhcp.Store(s)
-	a.parts.run("DHCP", s.Serve)
-	return nil
-}
-
 // serviceAddress says whether an address belongs to the appliance or to an
 // application, so that DHCP never gives it away.
 func (a *Appliance) serviceAddress(addr netip.Addr) bool {
