@@ -528,7 +528,7 @@ func TestSilentPeersAreClosed(t *testing.T) {
 
 // A certificate is good for its node and its boot alone, and not for ever.
 func TestCertificatesAreBound(t *testing.T) {
-	w := newWorld(t, func(o *server.Options) { o.CertLifetime = 2 * time.Second })
+	w := newWorld(t, func(o *server.Options) { o.CertLifetime = 5 * time.Second })
 	key, csr := newKey(t)
 	cert, first := joinByHand(w, w.token(1), key, csr)
 	_ = first.Close()
@@ -614,10 +614,10 @@ func TestForeignCertificateIsRefused(t *testing.T) {
 // The certificate is renewed over the link, so that a node that lives longer
 // than its first one comes back after a cut.
 func TestCertificateIsRenewed(t *testing.T) {
-	w := newWorld(t, func(o *server.Options) { o.CertLifetime = 2 * time.Second })
+	w := newWorld(t, func(o *server.Options) { o.CertLifetime = 5 * time.Second })
 	n := newNode(w, w.token(1), nil)
 	w.until("the join", func() bool { return len(w.joins) == 1 })
-	time.Sleep(2500 * time.Millisecond) // the first certificate is over
+	time.Sleep(6 * time.Second) // the first certificate is over
 	n.cut()
 	w.until("the return", func() bool { return len(w.joins) == 2 && w.joins[1].Resumed })
 }

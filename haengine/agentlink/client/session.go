@@ -13,8 +13,8 @@ import (
 
 const writeTimeout = 3 * time.Second
 
-// renewPause is the time between two requests for a new certificate.
-const renewPause = 10 * time.Second
+// maxRenewPause is the time between two requests for a new certificate.
+const maxRenewPause = 10 * time.Second
 
 var errSlow = errors.New("agentlink: the appliance does not read the link")
 
@@ -157,7 +157,7 @@ func (c *Client) beat(l *link, b *beats) {
 		if err := l.send(agentlink.KindHeartbeat, h); err != nil {
 			return
 		}
-		if now := time.Now(); now.After(c.renewAt()) && now.Sub(asked) > renewPause {
+		if now := time.Now(); now.After(c.renewAt()) && now.Sub(asked) > c.renewPause() {
 			if err := c.askRenewal(l); err != nil {
 				c.log.Warn("renewal of the certificate not asked for", "err", err)
 			}
@@ -177,6 +177,13 @@ func (c *Client) renewAt() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.renewed.Add(c.life / 2)
+}
+
+// renewPause leaves a certificate with a short life several requests.
+func (c *Client) renewPause() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return min(maxRenewPause, c.life/8)
 }
 
 func (c *Client) askRenewal(l *link) error {
