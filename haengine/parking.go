@@ -74,15 +74,16 @@ func (w *work) parkedStorm(pool string) bool {
 // keepPool parks nodes that are missing, or lets those go that are too many.
 func (w *work) keepPool(p *Pool) {
 	var parked, free []*NodeState
-	busy, moving := 0, 0
+	busy, moving, leaving := 0, 0, 0
 	for _, k := range w.nodes.keys() {
 		n := w.nodes.get(k)
 		switch {
 		case n.Spec.Pool != p.Name:
 		case n.Phase == NodeReserved || n.Phase == NodeOwned:
 			busy++
-		case n.Phase == NodeFencing:
+		case n.Phase == NodeFencing, n.Phase == NodeReturning:
 			busy++
+			leaving++
 		case n.Phase == NodeIdle && n.Park != nil:
 			parked = append(parked, n)
 			if n.Park.BootID == "" {
@@ -106,6 +107,9 @@ func (w *work) keepPool(p *Pool) {
 	for ; len(parked) > want; parked = parked[:len(parked)-1] {
 		w.surplus(parked[len(parked)-1])
 	}
+	if moving+leaving == 0 && (len(parked) >= want || len(free) == 0) {
+		w.renew(parked, policy)
+	}
 	for _, n := range w.parkable(free, policy) {
 		if len(parked) >= want || moving >= policy.atOnce() {
 			return
@@ -118,6 +122,26 @@ func (w *work) keepPool(p *Pool) {
 		}
 		parked = append(parked, n)
 		moving++
+	}
+}
+
+// renew lets one parked node go that waits on another kernel than it should by now;
+// it comes again on the right one. The others wait meanwhile.
+func (w *work) renew(parked []*NodeState, policy Standby) {
+	for _, n := range parked {
+		p, why := n.Park, ""
+		f := w.images.get(p.Image)
+		switch {
+		case p.BootID == "" || w.warmedFor(n.Spec.Name, "") != "" || w.now.Sub(p.Ordered) < surplusAfter:
+		case policy.Kernel == KernelOfAppliance && p.Image != "", policy.Kernel != "" && policy.Kernel != KernelOfAppliance && policy.Kernel != p.Image:
+			why = "the pool's policy asks for another kernel"
+		case p.Wanted != "" && f != nil && f.Kernel != p.Wanted:
+			why = p.Image + " has another kernel now"
+		}
+		if why != "" {
+			w.unpark(w.nodes.edit(n.Spec.Name), why)
+			return
+		}
 	}
 }
 
@@ -218,6 +242,9 @@ func (w *work) park(n *NodeState, policy Standby, nth int) {
 	n.Turn++
 	n.OffProof = nil
 	n.Park = &Park{Turn: n.Turn, Image: image, Apps: apps, Ordered: w.now}
+	if f := w.images.get(image); f != nil {
+		n.Park.Wanted = f.Kernel
+	}
 	n.ParkWhy = ""
 	w.seen(n.Spec.Name).Power = PowerUnknown
 	w.say(nil, n.Spec.Name, "goes to standby%s", forApps(apps))

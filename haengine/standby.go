@@ -22,9 +22,10 @@ const (
 
 // Park is a node's standby: ordered, or reached.
 type Park struct {
-	Turn    Turn     `json:"turn"`            // of the order; an agent of an earlier one is refused
-	Image   string   `json:"image,omitempty"` // whose kernel it is parked on; empty: the appliance's own
-	Apps    []string `json:"apps,omitempty"`  // that it is parked for, the likeliest first
+	Turn    Turn     `json:"turn"`             // of the order; an agent of an earlier one is refused
+	Image   string   `json:"image,omitempty"`  // whose kernel it is parked on; empty: the appliance's own
+	Wanted  string   `json:"wanted,omitempty"` // the kernel of Image when it was ordered, as ImageFacts.Kernel
+	Apps    []string `json:"apps,omitempty"`   // that it is parked for, the likeliest first
 	Ordered Stamp    `json:"ordered"`
 	On      Stamp    `json:"on,omitzero"`      // the power-on was confirmed
 	BootID  string   `json:"bootID,omitempty"` // of the parked boot, once its agent came
@@ -50,6 +51,9 @@ func (w *work) parkedBoot(n *NodeState) (boot, why string) {
 	if why := w.lostBoot(n.Spec.Name, n.Park.BootID, n.Park.Since, parkedSilence); why != "" {
 		return "", why
 	}
+	if !w.r.staleParked && w.node(n.Spec.Name).HeardBoot != n.Park.BootID {
+		return "", "its boot was not heard since the appliance started"
+	}
 	return n.Park.BootID, ""
 }
 
@@ -70,8 +74,6 @@ func (w *work) lostBoot(node, boot string, since Stamp, silence time.Duration) s
 		return "it went off in standby"
 	case w.now.At.Sub(heard) >= silence:
 		return fmt.Sprintf("its boot was not heard for %s", w.now.At.Sub(heard).Round(time.Second))
-	case s.HeardBoot != boot:
-		return "its boot is not heard"
 	}
 	return ""
 }

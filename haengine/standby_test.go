@@ -159,3 +159,35 @@ func TestSuspicionHoldsANodeReady(t *testing.T) {
 		t.Errorf("n2 is %s", n.Phase)
 	}
 }
+
+// A new version of an image is preloaded anew; one with another kernel has the
+// nodes that wait on the old one parked anew, one after the other. So does a policy
+// that asks for another kernel.
+func TestParkedNodesFollowTheirImage(t *testing.T) {
+	b := newBench(t, 4)
+	b.event(image(nil))
+	b.up(app(nil))
+	b.event(standby(2))
+	b.pass(10*time.Second, b.good)
+	b.parkOn("n2", "6.1-orders", plain)
+	b.parkOn("n3", "6.1-orders", plain)
+	loads := b.count("preload", "n2")
+	b.pass(40*time.Second, b.hears("n2", "n3"))
+	b.event(image(func(f *haengine.ImageFacts) { f.Image = "orders:8" }))
+	b.perform()
+	if n := b.count("preload", "n2"); n != loads+1 {
+		t.Errorf("preloaded %d times, then %d", loads, n)
+	}
+	b.event(image(func(f *haengine.ImageFacts) { f.Image, f.Kernel = "orders:9", "6.6-orders" }))
+	b.pass(4*time.Second, b.hears("n2", "n3"))
+	if a, c := b.count("power-off", "n2"), b.count("power-off", "n3"); a+c != 1 {
+		t.Fatalf("%d and %d were switched off at once", a, c)
+	}
+	b.pass(20*time.Second, b.hears("n3"))
+	if n := b.s.Durable.Nodes["n4"]; n.Park == nil || n.Park.Wanted != "6.6-orders" { // it took n2's place
+		t.Errorf("n4 waits on %+v", n.Park)
+	}
+	if n := b.s.Durable.Nodes["n3"]; n.Park == nil || n.Park.BootID == "" {
+		t.Errorf("n3 left before another one was there: %+v", n.Park)
+	}
+}

@@ -270,6 +270,8 @@ func (w *work) advanceStarting(a *AppState) {
 		return
 	case w.s.Soft.Isolated || w.frozen(a.Spec.Name, g.Node) != nil && !w.r.freezeIgnored:
 		return
+	case g.Direct && w.node(g.Node).HeardBoot != g.From && !w.r.staleParked: // after a restart it has to be heard anew
+		return
 	}
 	if !w.silent(a) {
 		return

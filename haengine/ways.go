@@ -344,6 +344,17 @@ func (w *work) failedWay(a *AppState, node string, way Way) *Failure {
 // imageSeen takes what is known about an image.
 func (w *work) imageSeen(f ImageFacts) {
 	f.Ways, f.Not = slices.Clone(f.Ways), maps.Clone(f.Not)
+	old := w.images.get(f.Ref)
 	w.images.put(f.Ref, &f)
 	w.all = true
+	if old == nil || old.Image == f.Image {
+		return
+	}
+	for _, k := range w.nodes.keys() { // what was preloaded is of the version before
+		if p := w.nodes.get(k).Park; p != nil && p.BootID != "" && slices.Contains(p.Loaded, f.Ref) {
+			n := w.nodes.edit(k)
+			n.Park.Loaded = nil
+			w.preload(n, "")
+		}
+	}
 }
