@@ -15,7 +15,7 @@ import (
 // bootGroups are the groups of part boot, in the order they run. Figures of
 // machines (from a claim to the first answer) join here.
 func bootGroups() []group {
-	return []group{{"tftp", tftpFigures}, {"http", httpFigures}, {"dhcp", dhcpFigures}, {"storm", stormFigures}}
+	return []group{{"tftp", tftpFigures}, {"http", httpFigures}, {"dhcp", dhcpFigures}, {"import", importFigures}, {"storm", stormFigures}}
 }
 
 type group struct {
