@@ -51,6 +51,19 @@ func TestRecipesThatAreRefused(t *testing.T) {
 	}
 }
 
+// The recipe in the documentation is one.
+func TestDocumentedRecipe(t *testing.T) {
+	b, err := os.ReadFile("../../docs/images.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(b), "## Recipes\n\n```yaml\n")
+	text, _, ok := strings.Cut(after, "```")
+	if r, err := Parse([]byte(text)); err != nil || !ok || len(r.Files) != 3 || len(r.Users) != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 // Whatever stands in a recipe is a word of the script and no more.
 func TestScriptQuotes(t *testing.T) {
 	r := Recipe{Users: []User{{Name: "app", UID: 1000, Groups: []string{"adm"}, Keys: []string{"ssh-ed25519 AAA it's; $(x) `y`"}}}, Files: []File{{Path: "/a'b", Owner: "app"}}, Units: Units{Mask: []string{"a.timer"}}}

@@ -316,34 +316,8 @@ func (b *Builder) sweep(name string) error {
 		return err
 	}
 	for _, dir := range left {
-		if err := unmountBelow(dir); err != nil {
-			return err
-		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := build.Remove(dir); err != nil {
 			return fmt.Errorf("remove an unfinished build: %w", err)
-		}
-	}
-	return nil
-}
-
-// unmountBelow undoes mounts that a killed mmdebstrap left; without it the
-// removal of the tree would reach the host's own /dev and /proc.
-func unmountBelow(dir string) error {
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return err
-	}
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return fmt.Errorf("list mounts: %w", err)
-	}
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	for i := len(lines) - 1; i >= 0; i-- { // the last mount first
-		f := strings.Fields(lines[i])
-		if len(f) > 4 && strings.HasPrefix(f[4], abs+"/") {
-			if err := unix.Unmount(f[4], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-				return fmt.Errorf("unmount %s: %w", f[4], err)
-			}
 		}
 	}
 	return nil
