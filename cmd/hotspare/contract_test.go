@@ -102,7 +102,7 @@ func TestTheCommandLineSpeaksTheDocumentedInterface(t *testing.T) {
 		"describe":          {"node n1", "snapshot"},
 		"delete":            {"node n1", "delete node n1"},
 		"image import":      {"orders --file /images/orders.img", "image import orders /images/orders.img   true"},
-		"image upload":      {"orders main.go", "image import orders  u123456789  true"},
+		"image upload":      {"orders " + largeFile(t), "image import orders  u123456789  true"},
 		"image build":       {"../../examples/image.yaml", "image build     true"},
 		"image list":        {"", "snapshot"},
 		"image show":        {"orders:1", "snapshot"},

@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
 	"time"
 
 	"hotspare/ui/api"
@@ -31,7 +34,7 @@ func (a *everything) ImageGarbage(_ context.Context, r api.ImageRetention) (api.
 
 func (a *everything) Upload(_ context.Context, c api.UploadChange) (api.ImageUpload, error) {
 	if c.Verb == "begin" {
-		a.upload = api.ImageUpload{ID: "u123456789", SizeBytes: c.Size, SHA256: c.SHA256, PieceBytes: 1000}
+		a.upload = api.ImageUpload{ID: "u123456789", SizeBytes: c.Size, SHA256: c.SHA256, PieceBytes: 1 << 20}
 	}
 	if c.Verb == "append" {
 		if c.Offset != a.upload.OffsetBytes {
@@ -40,4 +43,14 @@ func (a *everything) Upload(_ context.Context, c api.UploadChange) (api.ImageUpl
 		a.upload.OffsetBytes += int64(len(c.Data))
 	}
 	return a.upload, nil
+}
+
+// largeFile is more than one piece of an upload.
+func largeFile(t *testing.T) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "large")
+	if err := os.WriteFile(name, make([]byte, 3<<20+5), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
 }

@@ -136,7 +136,8 @@ func (r routes) registerImages(h huma.API) {
 	get(h, "get-upload", upload, "How much of an upload is here", r.getUpload)
 	huma.Register(h, huma.Operation{
 		OperationID: "append-upload", Method: http.MethodPatch, Path: upload, Summary: "Add a piece at the end of an upload",
-		RequestBody: &huma.RequestBody{Content: map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: "string", Format: "binary"}}}},
+		MaxBodyBytes: 2 << 20, // the server's own bound is 1 MiB
+		RequestBody:  &huma.RequestBody{Content: map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: "string", Format: "binary"}}}},
 	}, r.appendUpload)
 	huma.Register(h, huma.Operation{OperationID: "end-upload", Method: http.MethodDelete, Path: upload, Summary: "Give an upload up", DefaultStatus: http.StatusNoContent}, r.endUpload)
 }

@@ -149,6 +149,10 @@ func (a *Appliance) beginImageImport(r api.ImageTask) (*task, error) {
 			}
 		}
 		if err := a.finishImport(ctx, x, req, in.Channel, r.By); err != nil {
+			switch hotspare.CodeOf(err) {
+			case hotspare.CodeImageDigest, hotspare.CodeImageTruncated, hotspare.CodeImageFormat, hotspare.CodeImageSignature:
+				err = errors.Join(err, done()) // another try must not find the same bytes again
+			}
 			return err
 		}
 		if in.Upload != "" {
