@@ -39,7 +39,7 @@ type world struct {
 
 // newWorld builds the programs and the image, and brings lab and appliance up.
 // name keeps worlds apart; loaders is a folder of further boot loaders, or "".
-func newWorld(t *testing.T, name, loaders string, nodes []lab.NodeSpec) *world {
+func newWorld(t *testing.T, name, loaders string, nodes []lab.NodeSpec, more ...func(*site.Options)) *world {
 	t.Helper()
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -80,7 +80,11 @@ func newWorld(t *testing.T, name, loaders string, nodes []lab.NodeSpec) *world {
 	if err := os.RemoveAll(state); err != nil {
 		t.Fatal(err)
 	}
-	if w.site, err = site.New(site.Options{Lab: w.lab, Bin: bin, State: state, Loaders: loaders}); err != nil {
+	o := site.Options{Lab: w.lab, Bin: bin, State: state, Loaders: loaders}
+	for _, set := range more {
+		set(&o)
+	}
+	if w.site, err = site.New(o); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

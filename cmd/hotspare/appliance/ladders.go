@@ -405,7 +405,7 @@ func (l *ladders) sample(node string, s haengine.Sample) {
 	if known && last == s.OK {
 		return
 	}
-	e := boot.Entry{Protocol: boot.Check, Step: boot.StepService, Request: fmt.Sprintf("check %s of %s", s.Monitor, s.App), Answer: "passes", Detail: boot.Detail{Epoch: uint64(s.Epoch)}}
+	e := boot.Entry{Protocol: boot.Check, Step: boot.StepService, Request: fmt.Sprintf("%s of %s", s.Monitor, s.App), Answer: "passes", Detail: boot.Detail{Epoch: uint64(s.Epoch)}}
 	if !s.OK {
 		e.Answer, e.Detail.Failed, e.Reason = "fails", true, boot.Reason{Text: s.Why}
 	}

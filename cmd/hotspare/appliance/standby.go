@@ -39,10 +39,12 @@ func (b *boots) Park(ctx context.Context, p haengine.ParkNode) error {
 	if err != nil {
 		return err
 	}
+	b.ladders.power(p.Node, "it is to wait in standby", 0)
 	res, err := bmc.On(ctx, q, right(p.Turn), bmc.OnOptions{
 		PXE: true, Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: spec.UUID,
 	})
 	if err != nil {
+		b.ladders.powerFailed(p.Node, err)
 		return transient(err)
 	}
 	b.log.InfoContext(ctx, "node goes to standby", "node", p.Node, "on", on, "wasOn", res.WasOn)

@@ -29,6 +29,8 @@ type Options struct {
 	State string // the appliance's state; made if it is missing
 
 	Loaders string // folder of boot loaders that come before the installed ones; "": none
+
+	Discovery string // image whose kernel machines boot that are no nodes; "": they wait
 }
 
 // Site is an appliance in a lab.
@@ -51,6 +53,9 @@ api: 127.0.0.1:8080
 agent: {{.Agent}}
 {{- with .Loaders}}
 loaders: {{.}}
+{{- end}}
+{{- with .Discovery}}
+discovery: {mode: environment, image: {{.}}}
 {{- end}}
 console: ttyS0,115200
 cmdline: mitigations=off net.ifnames=0 panic=10
@@ -88,7 +93,7 @@ func New(opts Options) (*Site, error) {
 func (s *Site) writeConfig() error {
 	var b strings.Builder
 	err := configuration.Execute(&b, map[string]any{
-		"State": s.opts.State, "Loaders": s.opts.Loaders, "Socket": s.socket, "Agent": filepath.Join(s.opts.Bin, "hotspare-agent"),
+		"State": s.opts.State, "Loaders": s.opts.Loaders, "Discovery": s.opts.Discovery, "Socket": s.socket, "Agent": filepath.Join(s.opts.Bin, "hotspare-agent"),
 		"Bridge": lab.Bridge, "Address": "10.77.0.1/24", "From": "10.77.0.100", "To": "10.77.0.199",
 	})
 	if err != nil {
