@@ -63,21 +63,19 @@ func TestAnInstallationThatIsSupersededEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := a.whileGranted(t.Context(), agentlink.Order{ID: "i", App: "orders", Epoch: 7})
 		defer stop()
-		for later, stopLater := a.whileGranted(t.Context(), agentlink.Order{ID: "l", App: "orders"}); ; {
-			time.Sleep(time.Second)
-			if ctx.Err() != nil {
-				t.Fatal("it ended before it was superseded")
-			}
-			a.link.Gate().Saw("orders", 8)
-			time.Sleep(time.Second)
-			if got := hotspare.CodeOf(context.Cause(ctx)); got != hotspare.CodeStaleEpoch {
-				t.Errorf("after epoch 8: %q", got)
-			}
-			if later.Err() != nil {
-				t.Error("an installation for later, which has no grant, ended")
-			}
-			stopLater()
-			return
+		later, stopLater := a.whileGranted(t.Context(), agentlink.Order{ID: "l", App: "orders"})
+		defer stopLater()
+		time.Sleep(time.Second)
+		if ctx.Err() != nil {
+			t.Fatal("it ended before it was superseded")
+		}
+		a.link.Gate().Saw("orders", 8)
+		time.Sleep(time.Second)
+		if got := hotspare.CodeOf(context.Cause(ctx)); got != hotspare.CodeStaleEpoch {
+			t.Errorf("after epoch 8: %q", got)
+		}
+		if later.Err() != nil {
+			t.Error("an installation for later, which has no grant, ended")
 		}
 	})
 }
