@@ -147,3 +147,23 @@ func TestAReleaseOfALocalWayIsNoEvidence(t *testing.T) {
 		t.Errorf("after the power fence: %+v", p)
 	}
 }
+
+// A node without an agent that its BMC took for off is found out when it answers on
+// the service address: it is fenced, although it was taken for free.
+func TestWhoAnswersOnTheAddressIsFenced(t *testing.T) {
+	b := newBench(t, 0)
+	for i, name := range []string{"n1", "n2"} {
+		b.pow[name] = haengine.PowerIsOff
+		b.event(haengine.NodeApplied{Node: node(name, func(n *haengine.Node) { n.MACs = []string{"52:54:00:77:00:0" + string(rune('1'+i))} })})
+	}
+	b.perform()
+	b.keep["probe-address"] = true
+	b.event(haengine.AppApplied{Application: app(nil)})
+	b.pass(3*time.Second, nil)
+	before := b.count("power-off", "n2")
+	b.keep["power-off n2"] = true
+	b.event(haengine.AddressAnswered{App: "orders", By: "52:54:00:77:00:02"})
+	if n := b.s.Durable.Nodes["n2"]; n.Phase != haengine.NodeFencing || b.count("power-off", "n2") != before+1 {
+		t.Errorf("n2 is %s: %s", n.Phase, n.Reason)
+	}
+}

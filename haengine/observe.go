@@ -1,6 +1,8 @@
 package haengine
 
 import (
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -90,6 +92,11 @@ func (w *work) answered(app, by string) {
 	f := w.soft(a)
 	f.Address, f.AddressAt = AddressProbe{By: by}, w.now
 	w.voidAll(w.apps.edit(app), "the service address answers at "+by, EvidencePower, EvidencePerson, EvidenceStorage, EvidenceRelease)
+	for _, k := range w.nodes.keys() { // a node that is taken for free has it: what runs there has no agent that could say so
+		if n := w.nodes.get(k); slices.Contains(n.Spec.MACs, strings.ToLower(by)) && (n.Phase == NodeIdle || n.Phase == NodeQuarantined) {
+			w.suspectNode(k, "it answers on the service address of "+app+" without right")
+		}
+	}
 	w.touch(app)
 }
 

@@ -107,7 +107,7 @@ func (w *world) act(a haengine.Action, answer func(haengine.Event), fail func(st
 		for _, n := range w.nodes {
 			hears := n.powered && !n.frozen && !n.cut && !n.pathCut && !w.isolated && !w.app(h.App).probe
 			if i := n.inst; hears && i != nil && i.key.app == h.App && i.addr {
-				done.Address = &haengine.AddressProbe{By: n.name}
+				done.Address = &haengine.AddressProbe{By: nodeSpec(n).MACs[0]}
 			}
 		}
 		answer(done)
