@@ -23,10 +23,9 @@ type agents struct {
 	images   *images.Repository
 	log      *slog.Logger
 
-	link    *server.Server                                                                          // set before anything is served
-	engine  *runner.Runner                                                                          // likewise
-	files   func(ctx context.Context, image string) (kernel, initrd bootFile, id string, err error) // likewise
-	ladders *ladders                                                                                // what is seen of boots
+	link    *server.Server // set before anything is served
+	engine  *runner.Runner // likewise
+	ladders *ladders       // what is seen of boots
 }
 
 // orderID gives the same action the same order, so that an agent that carried it
@@ -118,7 +117,7 @@ func (a *agents) send(ctx context.Context, h haengine.Order, bootID string, o ag
 
 // Redeem spends a join token.
 func (a *agents) Redeem(_ context.Context, hash [sha256.Size]byte, facts agentlink.Facts) (server.Identity, error) {
-	x, err := a.attempts.redeem(hash, facts)
+	x, err := a.attempts.redeem(hash, facts, a.approved)
 	if x.Node == "" {
 		x.Node = a.attempts.owner(hash)
 	}
@@ -127,6 +126,12 @@ func (a *agents) Redeem(_ context.Context, hash [sha256.Size]byte, facts agentli
 		return server.Identity{}, err
 	}
 	return server.Identity{Node: x.Node, Epoch: uint64(x.Epoch)}, nil
+}
+
+// approved says whether a node exists and an operator has approved it.
+func (a *agents) approved(node string) bool {
+	n := a.engine.Snapshot().Durable.Nodes[node]
+	return n != nil && n.Spec.Approved
 }
 
 // Joined tells the engine of a node that came for a grant.

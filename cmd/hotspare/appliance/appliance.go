@@ -206,7 +206,10 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.agents.engine, a.agents.files, a.boots.send = a.engine, a.boots.files, a.agents.send
+	if err := a.attempts.only(func(node string) bool { _, ok := a.node(node); return ok }); err != nil {
+		return err
+	}
+	a.agents.engine, a.boots.send = a.engine, a.agents.send
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,7 +36,10 @@ type attempt struct {
 	Image       string         `json:"image"`     // name:version, resolved once; "": the kernel of the appliance's host
 	BootToken   string         `json:"bootToken"` // opens kernel and initramfs; reveals no secret
 	Created     time.Time      `json:"created"`
+	From        string         `json:"from,omitempty"`     // the parked boot that executes the kernel: nothing is booted from the network
+	Kernel      string         `json:"kernel,omitempty"`   // of a boot into standby: the identity of what it runs
 	JoinHash    string         `json:"joinHash,omitempty"` // SHA-256 of the join token, minted when the archive is fetched
+	Earlier     string         `json:"earlier,omitempty"`  // likewise, of an order that an earlier process gave: whichever comes first is the one use
 	JoinFetched time.Time      `json:"joinFetched,omitzero"`
 	Redeemed    time.Time      `json:"redeemed,omitzero"`
 	BootID      string         `json:"bootId,omitempty"`
@@ -147,14 +151,13 @@ func (a *attempts) begin(n haengine.Node, b haengine.Boot, image string) (attemp
 	if err != nil {
 		return x, err
 	}
-	x.App, x.Epoch, x.Way = b.App, b.Epoch, b.Way
-	a.keep(x)
-	return x, a.save()
+	x.App, x.Epoch, x.Way, x.From = b.App, b.Epoch, b.Way, b.BootID
+	return x, a.keep(x)
 }
 
 // park makes the attempt of a node's boot into standby, or gives the one that
 // exists. An earlier turn is refused, and so is a node that boots for a grant.
-func (a *attempts) park(n haengine.Node, turn haengine.Turn, image string) (attempt, error) {
+func (a *attempts) park(n haengine.Node, turn haengine.Turn, image, kernel string) (attempt, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if old, ok := a.live[n.Name]; ok {
@@ -177,9 +180,8 @@ func (a *attempts) park(n haengine.Node, turn haengine.Turn, image string) (atte
 	if err != nil {
 		return x, err
 	}
-	x.Mode, x.Turn = forStandby, turn
-	a.keep(x)
-	return x, a.save()
+	x.Mode, x.Turn, x.Kernel = forStandby, turn, kernel
+	return x, a.keep(x)
 }
 
 // load gives a token with which a parked node may read the kernel and the
@@ -206,10 +208,40 @@ func (a *attempts) load(n haengine.Node, image string) (attempt, error) {
 	return x, nil
 }
 
-// keep makes x the node's attempt; the caller holds mu.
-func (a *attempts) keep(x attempt) {
-	delete(a.secrets, a.live[x.Node].BootToken)
-	a.live[x.Node] = x
+// keep makes x the node's attempt, durably; the caller holds mu.
+func (a *attempts) keep(x attempt) error {
+	old := a.live[x.Node].BootToken
+	err := a.change(func() { a.live[x.Node] = x })
+	if err == nil && old != x.BootToken {
+		delete(a.secrets, old)
+	}
+	return err
+}
+
+// change does what is to be durable: when it cannot be saved, it is taken back, so
+// that a second try does not find it as if it were. The caller holds mu.
+func (a *attempts) change(do func()) error {
+	live, dead := maps.Clone(a.live), slices.Clone(a.dead)
+	do()
+	err := a.save()
+	if err != nil {
+		a.live, a.dead = live, dead
+	}
+	return err
+}
+
+// only keeps the attempts of nodes that exist.
+func (a *attempts) only(exists func(node string) bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.change(func() {
+		maps.DeleteFunc(a.live, func(node string, _ attempt) bool { return !exists(node) })
+	})
+}
+
+// forget drops what is left of a node that is gone.
+func (a *attempts) forget(node string) error {
+	return a.drop(node, func(attempt) bool { return true })
 }
 
 func newAttempt(n haengine.Node, image string, now time.Time) (attempt, error) {
@@ -233,10 +265,16 @@ func staleBoot(node string, asked, have haengine.Epoch) error {
 	}
 }
 
-// end takes back the attempt for a grant up to and including the epoch. A boot
-// into standby has no epoch: only endTurn takes it back.
-func (a *attempts) end(node string, epoch haengine.Epoch) error {
-	return a.drop(node, func(x attempt) bool { return x.Mode == forGrant && (epoch == 0 || x.Epoch <= epoch) })
+// end takes back the attempt for a grant of an application up to and including the
+// epoch; epochs of two applications say nothing about each other. A boot into
+// standby has no epoch: only endTurn takes it back.
+func (a *attempts) end(node, app string, epoch haengine.Epoch) error {
+	return a.drop(node, func(x attempt) bool { return x.Mode == forGrant && x.App == app && x.Epoch <= epoch })
+}
+
+// endGrants takes back whatever grant the node boots for: it is free.
+func (a *attempts) endGrants(node string) error {
+	return a.drop(node, func(x attempt) bool { return x.Mode == forGrant })
 }
 
 // endTurn takes back a boot into standby up to and including the turn.
@@ -251,9 +289,11 @@ func (a *attempts) drop(node string, over func(attempt) bool) error {
 	if !ok || !over(x) {
 		return nil
 	}
-	delete(a.secrets, x.BootToken)
-	delete(a.live, node)
-	return a.save()
+	err := a.change(func() { delete(a.live, node) })
+	if err == nil {
+		delete(a.secrets, x.BootToken)
+	}
+	return err
 }
 
 // byMAC and byToken find an attempt.
@@ -324,6 +364,7 @@ func (a *attempts) inLink(x attempt) (hotspare.Secret, error) {
 	if !ok || now.BootToken != x.BootToken {
 		return hotspare.Secret{}, staleBoot(x.Node, x.Epoch, now.Epoch)
 	}
+	now.Earlier = now.JoinHash // of an order that the node may have carried out: it is still awaited
 	s, err := a.draw(x.Node, now)
 	if err == nil {
 		a.secrets[x.BootToken] = s
@@ -339,17 +380,19 @@ func (a *attempts) draw(node string, x attempt) (hotspare.Secret, error) {
 	}
 	sum := sha256.Sum256(raw[:])
 	x.JoinHash, x.JoinFetched = hex.EncodeToString(sum[:]), a.now()
-	a.live[node] = x
-	return hotspare.NewSecret(hex.EncodeToString(raw[:])), a.save()
+	if err := a.change(func() { a.live[node] = x }); err != nil {
+		return hotspare.Secret{}, err
+	}
+	return hotspare.NewSecret(hex.EncodeToString(raw[:])), nil
 }
 
 // redeem spends a join token for the machine that the facts describe.
-func (a *attempts) redeem(hash [sha256.Size]byte, facts agentlink.Facts) (attempt, error) {
+func (a *attempts) redeem(hash [sha256.Size]byte, facts agentlink.Facts, approved func(node string) bool) (attempt, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	h := hex.EncodeToString(hash[:])
 	for _, x := range a.live {
-		if x.JoinHash == h && x.BootID != "" && x.BootID == facts.BootID {
+		if x.has(h) && x.BootID != "" && x.BootID == facts.BootID {
 			return x, nil // the same boot asks again: its answer was lost with an earlier process
 		}
 	}
@@ -360,17 +403,24 @@ func (a *attempts) redeem(hash [sha256.Size]byte, facts agentlink.Facts) (attemp
 		}
 	}
 	for node, x := range a.live {
-		if x.JoinHash != h {
+		if !x.has(h) {
 			continue
 		}
 		if err := x.admits(facts, a.now()); err != nil {
 			return x, err
 		}
+		if !approved(node) {
+			return x, refuseJoin("the node is not approved", "it was deleted, or its approval was taken back, since its boot was ordered")
+		}
 		x.Redeemed, x.BootID = a.now(), facts.BootID
-		a.live[node] = x
-		a.dead = append(a.dead, h)
-		a.dead = a.dead[max(0, len(a.dead)-maxRedeemed):]
-		return x, a.save()
+		return x, a.change(func() {
+			a.live[node] = x
+			a.dead = append(a.dead, x.JoinHash)
+			if x.Earlier != "" {
+				a.dead = append(a.dead, x.Earlier)
+			}
+			a.dead = a.dead[max(0, len(a.dead)-maxRedeemed):]
+		})
 	}
 	return attempt{}, refuseJoin("the token is not known", "it belongs to a start that was taken back, or to another appliance")
 }
@@ -378,8 +428,13 @@ func (a *attempts) redeem(hash [sha256.Size]byte, facts agentlink.Facts) (attemp
 // owner gives the node that a join token was minted for, if that start is live.
 func (a *attempts) owner(hash [sha256.Size]byte) string {
 	h := hex.EncodeToString(hash[:])
-	x, _ := a.find(func(x attempt) bool { return x.JoinHash == h })
+	x, _ := a.find(func(x attempt) bool { return x.has(h) })
 	return x.Node
+}
+
+// has says whether a token's hash is one of the attempt's.
+func (x attempt) has(hash string) bool {
+	return hash != "" && (x.JoinHash == hash || x.Earlier == hash)
 }
 
 // admits checks that the machine is the one that was started.

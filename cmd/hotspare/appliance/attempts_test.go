@@ -26,6 +26,8 @@ func bootOf(epoch haengine.Epoch) haengine.Boot {
 	return haengine.Boot{Order: haengine.Order{App: "orders", Node: "n1", Epoch: epoch}, Way: haengine.WayColdISCSI}
 }
 
+func anybody(string) bool { return true }
+
 func hashOf(t *testing.T, s hotspare.Secret) [sha256.Size]byte {
 	t.Helper()
 	raw, err := hex.DecodeString(s.Reveal())
@@ -67,7 +69,7 @@ func TestAJoinTokenIsFetchedOnceAndUsedOnce(t *testing.T) {
 	if _, _, err := a.mint(x.BootToken); !errors.Is(err, boot.ErrSpent) {
 		t.Fatalf("a fetch after the restart: %v", err)
 	}
-	got, err := a.redeem(hashOf(t, secret), facts("boot-1"))
+	got, err := a.redeem(hashOf(t, secret), facts("boot-1"), anybody)
 	if err != nil || got.Epoch != 3 || got.Node != "n1" {
 		t.Fatalf("redeem: %+v, %v", got, err)
 	}
@@ -75,10 +77,10 @@ func TestAJoinTokenIsFetchedOnceAndUsedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := a.redeem(hashOf(t, secret), facts("boot-1")); err != nil || again.Epoch != 3 {
+	if again, err := a.redeem(hashOf(t, secret), facts("boot-1"), anybody); err != nil || again.Epoch != 3 {
 		t.Fatalf("the same boot, whose answer was lost: %v", err)
 	}
-	if _, err := a.redeem(hashOf(t, secret), facts("boot-2")); hotspare.CodeOf(err) != hotspare.CodeTokenReused {
+	if _, err := a.redeem(hashOf(t, secret), facts("boot-2"), anybody); hotspare.CodeOf(err) != hotspare.CodeTokenReused {
 		t.Fatalf("the second use after a restart: %v", err)
 	}
 	if node := a.owner(hashOf(t, secret)); node != "n1" {
@@ -112,7 +114,7 @@ func TestATokenServesItsOwnMachineOnly(t *testing.T) {
 			}
 			now := time.Now().Add(c.after)
 			a.now = func() time.Time { return now }
-			if _, err := a.redeem(hashOf(t, secret), c.facts); hotspare.CodeOf(err) != hotspare.CodeJoinRefused {
+			if _, err := a.redeem(hashOf(t, secret), c.facts, anybody); hotspare.CodeOf(err) != hotspare.CodeJoinRefused {
 				t.Fatalf("got %v", err)
 			}
 		})
@@ -138,13 +140,13 @@ func TestANewEpochEndsTheOldOnesPaths(t *testing.T) {
 	if _, ok := a.byToken(old.BootToken); ok {
 		t.Fatal("the boot token of epoch 1 still opens paths")
 	}
-	if _, err := a.redeem(hashOf(t, secret), facts("b")); hotspare.CodeOf(err) != hotspare.CodeJoinRefused {
+	if _, err := a.redeem(hashOf(t, secret), facts("b"), anybody); hotspare.CodeOf(err) != hotspare.CodeJoinRefused {
 		t.Fatalf("the join token of epoch 1: %v", err)
 	}
 	if _, err := a.begin(n1, bootOf(1), "orders:1"); hotspare.CodeOf(err) != hotspare.CodeStaleEpoch {
 		t.Fatalf("a late order of epoch 1: %v", err)
 	}
-	if err := a.end("n1", 1); err != nil {
+	if err := a.end("n1", "orders", 1); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := a.byNode("n1"); !ok {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"strconv"
 	"time"
 
 	"hotspare"
@@ -89,12 +90,12 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 
 // CancelBoot takes back the answers and the token of an epoch.
 func (b *boots) CancelBoot(_ context.Context, c haengine.CancelBoot) error {
-	return b.attempts.end(c.Node, c.Epoch)
+	return b.attempts.end(c.Node, c.App, c.Epoch)
 }
 
 // Return removes the node's assignments when no command can reach it any more.
 func (b *boots) Return(ctx context.Context, o haengine.ReturnNode) error {
-	if err := errors.Join(b.attempts.end(o.Node, o.Epoch), b.attempts.endTurn(o.Node, o.Turn)); err != nil {
+	if err := errors.Join(b.attempts.endGrants(o.Node), b.attempts.endTurn(o.Node, o.Turn)); err != nil {
 		return err
 	}
 	q, _, err := b.bmcs.queue(o.Node)
@@ -132,7 +133,7 @@ func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, erro
 		return b.idle(r), nil
 	}
 	a := boot.Assignment{
-		Node: x.Node, Approved: true, Kind: boot.KindStart, Token: x.BootToken, Epoch: uint64(x.Epoch), MAC: x.MACs[0],
+		Node: x.Node, Approved: b.approved(x.Node), Kind: boot.KindStart, Token: x.BootToken, Epoch: uint64(x.Epoch), MAC: x.MACs[0],
 		Initrd: "hotspare agent", Reason: x.purpose(),
 	}
 	var img images.Image
@@ -155,6 +156,11 @@ func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, erro
 			a.Reason = fmt.Sprintf("the boot of epoch %d has its volume already; a further one carries nothing until hotspare orders it", x.Epoch)
 		}
 	}
+	if x.From != "" && r.Path.Token == "" {
+		// Its kernel came over the agent's link: what asks here is another boot.
+		a.Kind, a.Token = boot.KindNone, ""
+		a.Reason = "the kernel of epoch " + strconv.FormatUint(uint64(x.Epoch), 10) + " was executed from standby; a boot from the network carries nothing until hotspare orders it"
+	}
 	if !x.Redeemed.IsZero() {
 		// The boot that was ordered has joined. A machine that asks again has
 		// started by itself: its grant is bound to the boot id that joined.
@@ -172,6 +178,13 @@ func (b *boots) cmdline(img images.Image) string {
 		}
 	}
 	return s
+}
+
+// approved says whether a node exists and an operator has approved it; both may
+// have ended since its boot was ordered.
+func (b *boots) approved(node string) bool {
+	n, ok := b.nodes(node)
+	return ok && n.Spec.Approved
 }
 
 // firmware adds what the node's document says of its firmware.

@@ -55,6 +55,12 @@ func (a *Appliance) applyDocuments(ctx context.Context, docs []manifest.Document
 		}
 	}
 	for _, e := range events {
+		if x, ok := e.(haengine.NodeApplied); ok && st.Durable.Nodes[x.Node.Name] == nil {
+			// Boots that were ordered for an earlier node of that name are not its.
+			if err := a.attempts.forget(x.Node.Name); err != nil {
+				return nil, err
+			}
+		}
 		if x, ok := e.(haengine.AppApplied); ok {
 			if err := a.tellImages(ctx, x.Application.Image); err != nil {
 				return nil, err
@@ -236,10 +242,20 @@ func alone(st haengine.State, docs []manifest.Document, d *manifest.Document) er
 			}
 		}
 	}
-	if old := st.Durable.Nodes[n.Name]; old != nil && (old.Spec.BMC != n.BMC || !bmc.SameUUID(old.Spec.UUID, n.UUID)) &&
-		old.Phase != haengine.NodeIdle && old.Phase != haengine.NodeQuarantined && old.Phase != haengine.NodeMaintenance {
+	old := st.Durable.Nodes[n.Name]
+	if old == nil || old.Spec.BMC == n.BMC && bmc.SameUUID(old.Spec.UUID, n.UUID) && slices.Equal(old.Spec.MACs, n.MACs) {
+		return nil
+	}
+	if old.Park != nil {
 		return &hotspare.Error{
-			Code: hotspare.CodeConflict, What: "the BMC of a node in use cannot be changed", Where: d.Source,
+			Code: hotspare.CodeConflict, What: "what identifies a node in standby cannot be changed", Where: d.Source,
+			Why: n.Name + " waits as this machine: a reading of another one's BMC would count about it",
+			Fix: "take `standby` out of the pool's document, wait until the node is off, then change it",
+		}
+	}
+	if old.Phase != haengine.NodeIdle && old.Phase != haengine.NodeQuarantined && old.Phase != haengine.NodeMaintenance {
+		return &hotspare.Error{
+			Code: hotspare.CodeConflict, What: "what identifies a node in use cannot be changed", Where: d.Source,
 			Why: fmt.Sprintf("%s is %s for %s: a reading of another BMC would count about it", n.Name, old.Phase, old.Owner),
 			Fix: "move the application first: hotspare app failover " + old.Owner,
 		}

@@ -28,10 +28,11 @@ func (b *boots) Park(ctx context.Context, p haengine.ParkNode) error {
 	if err != nil {
 		return err
 	}
-	if _, _, _, err := b.files(ctx, on); err != nil {
+	_, _, kernel, err := b.files(ctx, on)
+	if err != nil {
 		return err
 	}
-	x, err := b.attempts.park(n.Spec, p.Turn, on)
+	x, err := b.attempts.park(n.Spec, p.Turn, on, kernel)
 	if err != nil || !x.Redeemed.IsZero() {
 		return err
 	}
@@ -142,12 +143,7 @@ func distinct(files []agentlink.Artefact) []agentlink.Artefact {
 
 // parked tells the engine of a node that came from its boot into standby.
 func (a *agents) parked(ctx context.Context, x attempt, node, bootID string, facts agentlink.Facts) {
-	_, _, id, err := a.files(ctx, x.Image)
-	if err != nil {
-		a.log.WarnContext(ctx, "what a parked node runs is gone", "node", node, "image", x.Image, "err", err)
-		return
-	}
-	e := haengine.Parked{Node: node, BootID: bootID, Turn: x.Turn, Kernel: id}
+	e := haengine.Parked{Node: node, BootID: bootID, Turn: x.Turn, Kernel: x.Kernel}
 	if facts.BootID != "" { // this process saw it join
 		e.Facts = nodeFacts(facts)
 	}
