@@ -104,7 +104,7 @@ func TestManySeeds(t *testing.T) {
 		"evidence power": 150, "evidence storage+drop": 30, "evidence identity": 5, "evidence release": 5,
 		"evidence void": 2, "phase blocked": 10, "phase down": 10, "hold S9": 3, "hold S6": 2, "hold S11": 1,
 		"park": 100, "preload": 50, "kexec": 15, "install": 10, "claim standby-switch": 20, "claim standby-kexec": 10, "claim ram": 5,
-		"claim slot": 2, "served without an agent": 8, "late boot": 10, "late claim followed": 2, "boot with a local copy": 3, "disable copies": 1,
+		"claim slot": 1, "served without an agent": 8, "late boot": 10, "late claim": 3, "boot with a local copy": 3, "disable copies": 1,
 		"appliance crash": 30, "agent drop": 30, "lying bmc believed": 2, "flaky action": 10, "orderly release": 5,
 	}
 	for _, f := range faults() {

@@ -250,6 +250,11 @@ func (w *world) randomiseStandby() {
 		switch s.rng.IntN(4) {
 		case 0:
 			p.Ways = []haengine.Way{haengine.WaySlot, haengine.WayInstall, haengine.WayColdISCSI}
+			for _, n := range w.nodes {
+				if s.chance(0.5) {
+					w.installedAhead(n, a.spec, []string{"A", "B", "C"}[n.installs%3])
+				}
+			}
 		case 1:
 			p.Ways = []haengine.Way{haengine.WayRAM}
 		case 2:
