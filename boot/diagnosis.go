@@ -267,7 +267,9 @@ func bootLoop(v *view) (Finding, bool) {
 	rung := v.rung[len(v.rung)-1]
 	return Finding{
 		Rung: rung, Gravity: Stuck, Code: hotspare.CodeBootLoop,
-		Text: fmt.Sprintf("it has booted %d times in %s and none came up; they ended at: %s", n, sec(v.all[len(v.all)-1].Last().Sub(began)), strings.Join(where, ", ")),
+		// Up to this boot's beginning: the text stands on the machine's screen and in
+		// its trace, where a text that changes all the time would push others out.
+		Text: fmt.Sprintf("it has booted %d times in %s and none came up; they ended at: %s", n, sec(v.all[0].At.Sub(began)), strings.Join(where, ", ")),
 		Fix:  "the other findings say why this boot ended; look at the machine's console",
 	}, true
 }

@@ -300,3 +300,21 @@ func FuzzLadders(f *testing.F) {
 		}
 	})
 }
+
+// What a waiting machine is shown must not change by itself: it is part of the
+// trace, and repetitions are found by it.
+func TestADiagnosisOfAWaitingMachineIsSteady(t *testing.T) {
+	s := newStory()
+	for range 4 {
+		s.address(30*time.Second, boot.StageIPXE).files()
+	}
+	s.address(30*time.Second, boot.StageIPXE)
+	verdicts := map[string]bool{}
+	for range 20 {
+		s.add(20*time.Second, boot.Entry{Protocol: boot.HTTP, Step: boot.StepWait, Request: "GET", Reason: boot.Reason{Rule: boot.RuleNothing, Text: "nothing is ordered"}})
+		verdicts[s.ladders(boot.Circumstances{})[0].Verdict] = true
+	}
+	if len(verdicts) != 1 {
+		t.Errorf("it changes: %v", verdicts)
+	}
+}
