@@ -108,12 +108,16 @@ func tftpFigures(ctx context.Context, o options) ([]figure, error) {
 					}
 					f.check = nil
 				}
+				var total int64
 				start := time.Now()
-				n, err := f.run()
-				if err != nil {
-					return out, fmt.Errorf("%s, %s: %w", name, c.text, err)
+				for time.Since(start) < o.slice/2 {
+					n, err := f.run()
+					if err != nil {
+						return out, fmt.Errorf("%s, %s: %w", name, c.text, err)
+					}
+					total += n
 				}
-				v := float64(n) / 1e6 / time.Since(start).Seconds()
+				v := float64(total) / 1e6 / time.Since(start).Seconds()
 				if o.verbose {
 					fmt.Printf("%-9s %-40s %8.1f MB/s, %d acknowledged, %d gaps\n", name, c.text, v, f.acks, f.gaps)
 				}
