@@ -265,3 +265,9 @@ func (r *nodeAddresses) Owner(a netip.Addr) (boot.MAC, bool) {
 	m, _ := r.index.first(node) // zero, which is nobody, while the node is not there
 	return m, true
 }
+
+// Snippet writes what another DHCP server's configuration needs so that its machines
+// boot from the appliance that is configured so: dnsmasq, kea or isc.
+func Snippet(c Config, server string) (string, error) {
+	return dhcp.Snippet(server, boot.Site{Server: c.Network.Address.Addr(), HTTPPort: c.Network.HTTPPort, Loaders: over(boot.DefaultLoaders(), c.Firmware.Loaders)})
+}

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"hotspare"
@@ -114,5 +115,22 @@ func TestSegmentsThatAreRefused(t *testing.T) {
 		if _, err := loadSegment(t, head+more); hotspare.CodeOf(err) != hotspare.CodeInvalid {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// The snippet for another server points to what the file says.
+func TestSnippetFromTheFile(t *testing.T) {
+	c, err := loadSegment(t, segmentFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, server := range []string{"dnsmasq", "kea", "isc"} {
+		text, err := Snippet(c, server)
+		if err != nil || !strings.Contains(text, "10.77.0.1") || !strings.Contains(text, "snponly.efi") {
+			t.Errorf("%s: %v\n%s", server, err, text)
+		}
+	}
+	if _, err := Snippet(c, "windows"); hotspare.CodeOf(err) != hotspare.CodeInvalid {
+		t.Errorf("%v", err)
 	}
 }
