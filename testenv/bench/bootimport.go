@@ -96,7 +96,7 @@ func makeQCOW2(ctx context.Context, dir, to string, size, data int64) error {
 	}
 	noise := rand.NewChaCha8(sha256.Sum256([]byte("import")))
 	first := make([]byte, 512)
-	noise.Read(first[:440])
+	_, _ = noise.Read(first[:440])
 	first[510], first[511] = 0x55, 0xaa
 	if _, err := f.WriteAt(first, 0); err != nil {
 		return err
