@@ -5,7 +5,7 @@ BIN     := $(OUT)/bin
 GO      ?= go
 PKGS    ?= ./...
 # Tests that boot machines run one after the other, in a step of their own.
-E2E     := ./testenv/e2e/...
+E2E := ./testenv/e2e/... ./testenv/firmware/...
 NICE    := $(shell command -v nice >/dev/null && echo nice -n 5)
 export CGO_ENABLED := 0
 
@@ -38,11 +38,11 @@ images: packages build ## the two demo images, into out/cache
 	@for image in orders web; do $(BIN)/hotspare-lab image build $$image || exit 1; done
 
 test: test-packages build vet lint ## everything: vet, lint, all tests, the end-to-end tests on machines
-	$(NICE) $(GO) test -timeout 14m $$($(GO) list ./... | grep -v /testenv/e2e)
+	$(NICE) $(GO) test -timeout 14m $$($(GO) list ./... | grep -v -e /testenv/e2e -e /testenv/firmware)
 	@if $(GO) list $(E2E) >/dev/null 2>&1; then $(NICE) $(GO) test -p 1 -count 1 -timeout 14m $(E2E); fi
 
 test-full: test-packages build vet lint ## like test, with every end-to-end failover, the race detector and the slow tests
-	HOTSPARE_TEST_FULL=1 CGO_ENABLED=1 $(NICE) $(GO) test -race -timeout 60m $$($(GO) list ./... | grep -v /testenv/e2e)
+	HOTSPARE_TEST_FULL=1 CGO_ENABLED=1 $(NICE) $(GO) test -race -timeout 60m $$($(GO) list ./... | grep -v -e /testenv/e2e -e /testenv/firmware)
 	@if $(GO) list $(E2E) >/dev/null 2>&1; then HOTSPARE_TEST_FULL=1 $(NICE) $(GO) test -p 1 -count 1 -timeout 120m $(E2E); fi
 
 soak: ## SEEDS=20000 further seeds of the simulator, STORE=600 of the volume store beside its model, then the fuzz targets of the iSCSI target (FUZZ=60s each)
