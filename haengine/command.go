@@ -18,6 +18,9 @@ func (w *work) command(e Event) {
 	case NodeApplied:
 		spec := e.Node.WithDefaults()
 		if n := w.nodes.edit(spec.Name); n != nil {
+			if n.Park != nil || n.Phase != NodeIdle && n.Phase != NodeQuarantined && n.Phase != NodeMaintenance {
+				w.keepIdentity(n, &spec)
+			}
 			n.Spec, n.Removing = spec, false
 		} else {
 			w.nodes.put(spec.Name, &NodeState{Spec: spec, Phase: NodeIdle, Since: w.now})
@@ -211,4 +214,14 @@ func (w *work) refuseState(e Event, a *AppState, n *NodeState) *hotspare.Error {
 		}
 	}
 	return nil
+}
+
+// keepIdentity lets a node that is in use, or waits, stay the machine that it is:
+// readings of another machine's BMC would count as proofs about it.
+func (w *work) keepIdentity(n *NodeState, spec *Node) {
+	if n.Spec.UUID == spec.UUID && n.Spec.BMC == spec.BMC && slices.Equal(n.Spec.MACs, spec.MACs) {
+		return
+	}
+	spec.UUID, spec.BMC, spec.MACs = n.Spec.UUID, n.Spec.BMC, n.Spec.MACs
+	w.say(nil, spec.Name, "its uuid, BMC and MAC addresses stay as they were: it is %s, and proofs are about that machine", n.Phase)
 }

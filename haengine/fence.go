@@ -240,7 +240,7 @@ func (w *work) stuck(a *AppState) (why, fix string) {
 		if !late && x.PowerFailed == "" {
 			continue
 		}
-		storage := slices.Contains(p.Evidence, EvidenceStorage) && g.Way.NeedsVolume() && g.Way.HasAgent()
+		storage := slices.Contains(p.Evidence, EvidenceStorage) && g.Way.NeedsVolume() && g.Way.HasAgent() && g.longestLease() < NoLease
 		power := x.PowerFailed
 		if power == "" {
 			power = "not read back as off within " + p.FenceDeadline.String()

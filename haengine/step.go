@@ -17,6 +17,7 @@ const (
 	kexecDeadline = 90 * time.Second // for a parked node's join with the image's kernel: firmware has no part in it
 	claimSilence  = 15 * time.Second // a parked boot that was claimed and is not heard is given up
 	probeEvery    = 3 * time.Second  // an address that answers is asked again
+	freshAddress  = 10 * time.Second // silence that was heard longer ago is asked for anew
 )
 
 // apply takes one event.
@@ -271,6 +272,12 @@ func (w *work) advanceStarting(a *AppState) {
 	case w.s.Soft.Isolated || w.frozen(a.Spec.Name, g.Node) != nil && !w.r.freezeIgnored:
 		return
 	case g.Direct && w.node(g.Node).HeardBoot != g.From && !w.r.staleParked: // after a restart it has to be heard anew
+		return
+	}
+	if w.now.Sub(f.AddressAt) > freshAddress { // asked before a wait: whoever came since would not be known
+		f := w.soft(a)
+		f.Address, f.AddressAt = AddressProbe{}, Stamp{}
+		w.probe(a)
 		return
 	}
 	if !w.silent(a) {

@@ -287,6 +287,8 @@ func (w *work) notAtAll(a *AppState, facts *ImageFacts, way Way) string {
 		return "no agent would guard it: the policy has to list it"
 	case way.HasAgent():
 		return ""
+	case len(a.Spec.Volumes) > 0:
+		return "no agent is there to attach the application's volumes"
 	case !accepts(p, EvidencePower):
 		return "no agent guards the application: the policy has to accept power evidence"
 	case !slices.ContainsFunc(a.Spec.Monitors, func(m Monitor) bool { return m.Kind != MonitorHeartbeat && slices.Contains(m.From, FromAppliance) }):
@@ -297,6 +299,9 @@ func (w *work) notAtAll(a *AppState, facts *ImageFacts, way Way) string {
 
 // notHere says why a way is not possible on this node now.
 func (w *work) notHere(a *AppState, n *NodeState, c *WayChoice, facts *ImageFacts, parked bool, whyNot string) string {
+	if n.Spec.BMC.SharedPower && !(c.Way.NeedsVolume() && c.Way.HasAgent()) {
+		return "its BMC loses power with it, and nothing else excludes this way"
+	}
 	switch c.Way {
 	case WayStandbySwitch:
 		switch {

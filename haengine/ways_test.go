@@ -102,6 +102,10 @@ func TestEachWaySaysWhyNot(t *testing.T) {
 			a.Policy.Ways = []haengine.Way{haengine.WayColdISCSI, haengine.WayColdSAN}
 			a.Policy.Evidence = []haengine.EvidenceKind{haengine.EvidenceStorage}
 		}, nil, "has to accept power evidence"},
+		{"no agent, and volumes", haengine.WayColdSAN, "5.10", kexec, func(a *haengine.Application) {
+			listed(haengine.WayColdSAN)(a)
+			a.Volumes = []haengine.Volume{{Name: "data", SizeMiB: 64}}
+		}, nil, "no agent is there to attach"},
 		{"ram by default", haengine.WayRAM, "5.10", kexec, nil, nil, "the policy has to list it"},
 		{"ram", haengine.WayRAM, "5.10", kexec, listed(haengine.WayRAM), nil, ""},
 		{"install by default", haengine.WayInstall, "5.10", kexec, nil, nil, "it writes to a local disk"},
