@@ -63,25 +63,7 @@ func (a *agents) image(c haengine.Claim) (images.Image, error) {
 	if x, ok := a.attempts.byNode(c.Node); ok && x.App == c.App && x.Epoch == c.Epoch {
 		return a.images.Resolve(x.Image)
 	}
-	// A node that is claimed as it is was not booted for this grant: what its root
-	// was cloned from is what it becomes.
-	root, err := a.volumes.store.Stat(rootName(c.App, c.Epoch))
-	if err != nil {
-		return images.Image{}, err
-	}
-	img, err := a.images.Resolve(c.Spec.Image)
-	if err == nil && img.Volume == root.Parent {
-		return img, nil
-	}
-	for _, img := range a.images.List() {
-		if img.Volume == root.Parent {
-			return img, nil
-		}
-	}
-	return images.Image{}, &hotspare.Error{
-		Code: hotspare.CodeNotFound, What: "the image of the application's root is gone", Where: root.Name,
-		Why: "it was cloned from " + root.Parent, Fix: "import the image again; the next attempt takes what the application names",
-	}
+	return a.volumes.rootImage(c.App, c.Epoch, c.Spec.Image) // claimed as it is: it was not booted for this grant
 }
 
 // claimed gives what the agent must know of an image.

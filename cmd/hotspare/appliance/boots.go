@@ -53,7 +53,7 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	if !composed(o.Way) {
 		return notComposed("the way "+string(o.Way), o.App)
 	}
-	img, err := b.images.Resolve(o.Image)
+	img, err := b.volumes.rootImage(o.App, o.Epoch, o.Image)
 	if err != nil {
 		return err
 	}

@@ -86,6 +86,27 @@ func (v *volumes) Attach(ctx context.Context, a haengine.Attach) error {
 	return nil
 }
 
+// rootImage gives the image that the grant's root was cloned from, whatever ref
+// stands for by now: one version's kernel must not meet another one's root.
+func (v *volumes) rootImage(app string, epoch haengine.Epoch, ref string) (images.Image, error) {
+	root, err := v.store.Stat(rootName(app, epoch))
+	if err != nil {
+		return images.Image{}, err
+	}
+	if img, err := v.images.Resolve(ref); err == nil && img.Volume == root.Parent {
+		return img, nil
+	}
+	for _, img := range v.images.List() {
+		if img.Volume == root.Parent {
+			return img, nil
+		}
+	}
+	return images.Image{}, &hotspare.Error{
+		Code: hotspare.CodeNotFound, What: "the image of the application's root is gone", Where: root.Name,
+		Why: "it was cloned from " + root.Parent, Fix: "import the image again; the next attempt takes what the application names",
+	}
+}
+
 func (v *volumes) ensure(ctx context.Context, name string, create func() error) error {
 	if _, err := v.store.Stat(name); err == nil {
 		return nil
