@@ -45,11 +45,13 @@ test-full: test-packages build vet lint ## like test, with every end-to-end fail
 	HOTSPARE_TEST_FULL=1 CGO_ENABLED=1 $(NICE) $(GO) test -race -timeout 60m $$($(GO) list ./... | grep -v -e /testenv/e2e -e /testenv/firmware)
 	@if $(GO) list $(E2E) >/dev/null 2>&1; then HOTSPARE_TEST_FULL=1 $(NICE) $(GO) test -p 1 -count 1 -timeout 120m $(E2E); fi
 
-soak: ## SEEDS=20000 further seeds of the simulator, STORE=600 of the volume store beside its model, then the fuzz targets of the iSCSI target (FUZZ=60s each)
+soak: ## SEEDS=20000 further seeds of the simulator, STORE=600 of the volume store beside its model, then the fuzz targets of the iSCSI target and of DHCP (FUZZ=60s each)
 	$(NICE) $(GO) test -count 1 -timeout 24h -v -run ManySeeds ./testenv/sim -sim.seeds $(or $(SEEDS),20000) -sim.from $(or $(FROM),100000)
 	$(NICE) $(GO) test -count 1 -timeout 24h -v -run TestStoreEqualsModel ./storage/cow -cow.seeds $(or $(STORE),600) -cow.from $(or $(FROM),100000)
 	@for f in FuzzLogin FuzzFullFeature FuzzCDB FuzzReadPDU FuzzText FuzzCHAP FuzzCopyList FuzzKept; do \
 	  $(NICE) $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZ),60s) -fuzzminimizetime 1s ./storage/iscsi || exit 1; done
+	@for f in FuzzPacket FuzzPacket6 FuzzFrames FuzzServerAnswer FuzzOptionParts FuzzParseLeases; do \
+	  $(NICE) $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZ),60s) -fuzzminimizetime 1s ./boot/dhcp || exit 1; done
 
 bench: bench-packages build ## figures beside peers and the machine's limits, PART=storage or boot (BENCH_QUICK=1: in a minute)
 	$(GO) build -buildvcs=false -trimpath -o $(BIN)/bench ./testenv/bench
