@@ -119,7 +119,27 @@ func (a *Appliance) serveTFTP(site boot.Site) error {
 		return err
 	}
 	a.parts.run("TFTP", s.Serve)
+	if name := site.Loaders[boot.ArchBIOS]; name != "" {
+		a.parts.run("TFTP's check", func(ctx context.Context) error {
+			a.checkTFTP(ctx, name)
+			return nil
+		})
+	}
 	return nil
+}
+
+// checkTFTP fetches a loader as a machine would, once: a firewall on this host, or a
+// loader that is not installed, is known before the first machine asks.
+func (a *Appliance) checkTFTP(ctx context.Context, name string) {
+	at := netip.AddrPortFrom(a.cfg.Network.Address.Addr(), a.cfg.Network.TFTPPort)
+	n, err := tftp.Probe(ctx, at, name)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		a.log.WarnContext(ctx, "TFTP does not serve the BIOS loader", "file", name, "err", err)
+	default:
+		a.log.InfoContext(ctx, "TFTP serves", "address", at, "file", name, "bytes", n)
+	}
 }
 
 // serveAPI opens the unix socket and the TCP port of the API.
