@@ -186,11 +186,11 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	traces := filepath.Join(a.cfg.State, "boot-traces.json")
 	a.ladders.load(traces)
 	a.parts.run("boot traces", a.ladders.keep(traces))
-	if err := a.openDiscovery(); err != nil {
-		return err
-	}
 	host, err := openHostEnvironment(a.cfg, filepath.Join(a.cfg.State, "initramfs"))
 	if err != nil {
+		return err
+	}
+	if err := a.openDiscovery(host); err != nil {
 		return err
 	}
 	a.boots = &boots{

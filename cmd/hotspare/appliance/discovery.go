@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -53,8 +52,8 @@ type discovery struct {
 	byMAC    func(boot.MAC) (*haengine.NodeState, bool)
 	leased   func(netip.Addr) (boot.MAC, bool)
 	trouble  func(boot.MAC) string
-	tell     func(boot.Entry)       // to its trace
-	host     func() (string, error) // the release of the host's kernel
+	tell     func(boot.Entry)                              // to its trace
+	host     func(context.Context) (standby.Kernel, error) // the host's own
 	now      func() time.Time
 	log      *slog.Logger
 
@@ -76,7 +75,7 @@ const (
 )
 
 // openDiscovery makes the discovery with its record of machines.
-func (a *Appliance) openDiscovery() (err error) {
+func (a *Appliance) openDiscovery(host *hostEnvironment) (err error) {
 	log := a.log.With("part", "discovery")
 	if a.machines, err = openMachines(filepath.Join(a.cfg.State, "machines.json"), log); err != nil {
 		return err
@@ -85,7 +84,7 @@ func (a *Appliance) openDiscovery() (err error) {
 	a.finder = &discovery{
 		cfg: a.cfg, machines: a.machines, images: a.images, cache: filepath.Join(a.cfg.State, "initramfs"), byMAC: a.nodeByMAC,
 		leased: a.ladders.lease, trouble: a.ladders.trouble, tell: a.recorder.Record, now: time.Now, log: log, tokens: map[boot.MAC]discoveryToken{},
-		host: func() (string, error) { return hostKernel("/boot", "/lib/modules") },
+		host: host.newest,
 	}
 	return nil
 }
@@ -226,67 +225,16 @@ func (d *discovery) kernel() (discoveryKernel, error) {
 			open: func() (*os.File, error) { return d.images.OpenKernel(img) },
 		}, nil
 	}
-	version, err := d.host()
+	k, err := d.host(context.Background())
 	if err != nil {
 		return discoveryKernel{}, err
 	}
-	req.KernelVersion, req.ModulesDir, req.Arch = version, filepath.Join("/lib/modules", version), runtime.GOARCH
-	if config := "/boot/config-" + version; exists(config) {
-		req.KernelConfig = config
-	}
+	req.KernelVersion, req.ModulesDir, req.ModulesDigest = k.Version, k.ModulesDir, k.ModulesDigest
+	req.KernelConfig, req.Arch = k.Config, runtime.GOARCH
 	return discoveryKernel{
-		version: version, arch: runtime.GOARCH, cmdline: args, request: req,
-		open: func() (*os.File, error) { return os.Open("/boot/vmlinuz-" + version) },
+		version: k.Version, arch: runtime.GOARCH, cmdline: args, request: req,
+		open: func() (*os.File, error) { return os.Open(k.Image) },
 	}, nil
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
-// hostKernel gives the newest kernel of the host whose modules are there too.
-func hostKernel(bootDir, modulesDir string) (string, error) {
-	found, err := filepath.Glob(filepath.Join(bootDir, "vmlinuz-*"))
-	if err != nil {
-		return "", err
-	}
-	var versions []string
-	for _, f := range found {
-		v := strings.TrimPrefix(filepath.Base(f), "vmlinuz-")
-		if exists(filepath.Join(modulesDir, v, "modules.dep")) {
-			versions = append(versions, v)
-		}
-	}
-	if len(versions) == 0 {
-		return "", &hotspare.Error{
-			Code: hotspare.CodeMissingTool, What: "this host has no kernel with its modules for the discovery environment", Where: bootDir,
-			Fix: "apt-get install linux-image-amd64, or set `discovery.image` to an image that was imported",
-		}
-	}
-	slices.SortFunc(versions, func(a, b string) int { return cmp.Or(compareVersions(a, b), strings.Compare(a, b)) })
-	return versions[len(versions)-1], nil
-}
-
-// compareVersions compares kernel releases by their numbers: 6.10 is newer than
-// 6.9.
-func compareVersions(a, b string) int {
-	numbers := func(s string) []int {
-		var out []int
-		n, in := 0, false
-		for _, c := range s + "." {
-			if c >= '0' && c <= '9' {
-				n, in = min(n*10+int(c-'0'), 1e9), true
-				continue
-			}
-			if in {
-				out = append(out, n)
-			}
-			n, in = 0, false
-		}
-		return out
-	}
-	return slices.Compare(numbers(a), numbers(b))
 }
 
 // initramfs builds or finds the archive of the environment. It holds the

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"hotspare"
 	"hotspare/boot"
+	"hotspare/boot/standby"
 	"hotspare/haengine"
 	"hotspare/haengine/agentlink"
 	"hotspare/haengine/agentlink/server"
@@ -87,7 +89,7 @@ func finder(t *testing.T, mode string) (*discovery, *haengine.NodeState) {
 		trouble: func(boot.MAC) string { return "" }, tell: func(boot.Entry) {}, now: time.Now, log: slog.New(slog.DiscardHandler), tokens: map[boot.MAC]discoveryToken{},
 	}
 	d.cfg.Discovery.Mode = mode
-	d.host = func() (string, error) { return "6.1.0-1-amd64", nil }
+	d.host = func(context.Context) (standby.Kernel, error) { return standby.Kernel{Version: "6.1.0-1-amd64"}, nil }
 	return d, n
 }
 
@@ -191,34 +193,5 @@ func TestAnnouncementsAreClaims(t *testing.T) {
 	}
 	if x := tell("10.77.0.105:4000"); x.Again.D() != announceIgnored {
 		t.Errorf("an ignored machine: %+v", x)
-	}
-}
-
-func TestTheHostsNewestKernelIsTaken(t *testing.T) {
-	bootDir, modules := t.TempDir(), t.TempDir()
-	for _, v := range []string{"6.1.0-9-amd64", "6.1.0-10-amd64", "6.9.1", "6.10.0"} {
-		if err := os.WriteFile(filepath.Join(bootDir, "vmlinuz-"+v), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if v == "6.10.0" {
-			continue // without modules
-		}
-		if err := os.MkdirAll(filepath.Join(modules, v), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(modules, v, "modules.dep"), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if v, err := hostKernel(bootDir, modules); v != "6.9.1" || err != nil {
-		t.Errorf("%s, %v", v, err)
-	}
-	if _, err := hostKernel(t.TempDir(), modules); hotspare.CodeOf(err) != hotspare.CodeMissingTool {
-		t.Errorf("a host without a kernel: %v", err)
-	}
-	for _, c := range [][2]string{{"6.1.0-9", "6.1.0-10"}, {"6.9", "6.10"}, {"5.15", "6.1"}} {
-		if compareVersions(c[0], c[1]) >= 0 {
-			t.Errorf("%s is not older than %s", c[0], c[1])
-		}
 	}
 }

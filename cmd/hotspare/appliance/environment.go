@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"hotspare"
 	"hotspare/boot/standby"
@@ -36,8 +37,10 @@ type hostEnvironment struct {
 	key   ed25519.PrivateKey
 	root  string // "/", but in tests
 
-	mu    sync.Mutex
-	built map[string]standby.Environment // by kernel release
+	mu     sync.Mutex
+	built  map[string]standby.Environment // by kernel release
+	last   standby.Kernel                 // the newest when it was looked for
+	looked time.Time
 }
 
 func openHostEnvironment(cfg Config, cache string) (*hostEnvironment, error) {
@@ -73,8 +76,14 @@ func environmentKey(path string) (ed25519.PrivateKey, error) {
 	return ed25519.NewKeyFromSeed(block.Bytes), nil
 }
 
-// newest gives the release that nodes are parked on.
+// newest gives the newest kernel that the host had within the last minute: looking
+// for it walks through all modules.
 func (h *hostEnvironment) newest(ctx context.Context) (standby.Kernel, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if time.Since(h.looked) < time.Minute {
+		return h.last, nil
+	}
 	found, err := standby.HostKernels(ctx, h.root)
 	if err != nil {
 		return standby.Kernel{}, err
@@ -82,7 +91,8 @@ func (h *hostEnvironment) newest(ctx context.Context) (standby.Kernel, error) {
 	if len(found) == 0 {
 		return standby.Kernel{}, noHostKernel(filepath.Join(h.root, "boot"), "")
 	}
-	return found[0], nil
+	h.last, h.looked = found[0], time.Now()
+	return h.last, nil
 }
 
 func noHostKernel(where, version string) error {
@@ -91,8 +101,8 @@ func noHostKernel(where, version string) error {
 		why = version + " is not there any more"
 	}
 	return &hotspare.Error{
-		Code: hotspare.CodeMissingTool, What: "this host has no kernel for the standby environment", Where: where, Why: why,
-		Fix: "apt-get install linux-image-amd64, or name an image in the pool's standby.kernel",
+		Code: hotspare.CodeMissingTool, What: "this host has no kernel with its modules for nodes to wait on", Where: where, Why: why,
+		Fix: "apt-get install linux-image-amd64, or name an image: standby.kernel of the pool, discovery.image of the configuration",
 	}
 }
 

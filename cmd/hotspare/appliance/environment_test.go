@@ -64,3 +64,32 @@ func TestAnEnvironmentThatSomebodyChangedIsNotServed(t *testing.T) {
 		t.Fatal("a manifest with a foreign signature is believed")
 	}
 }
+
+// The newest kernel that has its modules is taken, by the numbers of its release.
+func TestTheHostsNewestKernelIsTaken(t *testing.T) {
+	h, err := openHostEnvironment(Config{State: t.TempDir()}, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.root = t.TempDir()
+	for _, v := range []string{"6.1.0-9-amd64", "6.9.1", "6.10.0-1-amd64", "6.11.0"} {
+		modules := filepath.Join(h.root, "lib/modules", v)
+		for _, dir := range []string{modules, filepath.Join(h.root, "boot")} {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		files := []string{filepath.Join(h.root, "boot", "vmlinuz-"+v)}
+		if v != "6.11.0" { // without modules
+			files = append(files, filepath.Join(modules, "modules.dep"))
+		}
+		for _, f := range files {
+			if err := os.WriteFile(f, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if k, err := h.newest(t.Context()); err != nil || k.Version != "6.10.0-1-amd64" {
+		t.Fatalf("%+v, %v", k, err)
+	}
+}
