@@ -148,6 +148,9 @@ func (a *Appliance) openStorage(ctx context.Context) error {
 }
 
 func (a *Appliance) openImages(ctx context.Context) error {
+	if err := a.dropBuilds(); err != nil {
+		a.log.WarnContext(ctx, "the appliance starts all the same", "err", err)
+	}
 	var err error
 	o := a.cfg.Images.repository()
 	o.Disks, o.Log = goldenDisks{a.store, func(volume string) { a.scrubs.letGo(volume) }}, a.log.With("part", "images")

@@ -266,7 +266,7 @@ func (a *Appliance) beginImageBuild(r api.ImageTask) (*task, error) {
 	v := api.Task{Kind: "image build", Volume: recipe.Name, By: r.By, Text: "builds " + recipe.Name}
 	return a.tasks.begin("build of image "+recipe.Name, v, func(ctx context.Context, x *task) error {
 		// Beside the repository, not in it: its staging is emptied by each import.
-		dir, err := os.MkdirTemp(a.cfg.State, "build-")
+		dir, err := os.MkdirTemp(a.cfg.State, buildPrefix)
 		if err != nil {
 			return fmt.Errorf("build folder: %w", err)
 		}
@@ -432,4 +432,22 @@ func (a *Appliance) Upload(ctx context.Context, c api.UploadChange) (api.ImageUp
 		return api.ImageUpload{}, err
 	}
 	return api.ImageUpload{ID: u.ID, SizeBytes: u.Size, OffsetBytes: u.Offset, SHA256: u.SHA256, By: u.By, Begun: u.Begun, PieceBytes: images.MaxAppend}, nil
+}
+
+// buildPrefix begins the names of the folders that images are built in.
+const buildPrefix = "build-"
+
+// dropBuilds removes what builds of a killed process left, mounts first.
+func (a *Appliance) dropBuilds() error {
+	left, err := filepath.Glob(filepath.Join(a.cfg.State, buildPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range left {
+		if err := build.Remove(dir); err != nil {
+			return fmt.Errorf("an unfinished build cannot be removed: %w", err)
+		}
+		a.log.Info("the folder of an unfinished build is removed", "folder", dir)
+	}
+	return nil
 }
