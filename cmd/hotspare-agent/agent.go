@@ -66,6 +66,7 @@ type agent struct {
 	load     *load                // what the node carries, or nil
 	busy     string               // what excludes a claim: the node is about to leave, or writes to a local disk
 	granted  time.Duration        // when the last granted heartbeat was sent
+	span     time.Duration        // how long a lease it was granted
 	verified map[[2]string]string // disk and slot -> digest that it was read with in this boot
 	refused  time.Duration        // since when the appliance refuses the certificate of this parked node; 0: it does not
 }
@@ -306,7 +307,7 @@ func (a *agent) acked(sent time.Duration, ack agentlink.HeartbeatAck) {
 		return
 	}
 	a.mu.Lock()
-	a.granted = max(a.granted, sent)
+	a.granted, a.span = max(a.granted, sent), ack.Lease.D()
 	a.mu.Unlock()
 	if err := a.guard.Arm(end + l.policy.DropBound.D()); err != nil {
 		a.log.Error("the guard does not answer; the agent goes on alone", "err", err)
@@ -334,9 +335,9 @@ func (a *agent) watch(ctx context.Context) {
 			continue
 		}
 		a.mu.Lock()
-		granted := a.granted
+		granted, span := a.granted, a.span
 		a.mu.Unlock()
-		if why, drop := l.disks.verdict(a.up(), l.policy.Lease.D(), granted); drop {
+		if why, drop := l.disks.verdict(a.up(), l.policy.Lease.D(), span, granted); drop {
 			a.drop(why)
 			return
 		}

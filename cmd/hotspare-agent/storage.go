@@ -108,10 +108,12 @@ func (h *diskHealth) lostFor(now time.Duration) time.Duration {
 	return longest
 }
 
-// verdict says whether the service must be dropped, and why. lease is how long
-// a session may be lost; granted is when the last heartbeat was sent that the
-// appliance has granted.
-func (h *diskHealth) verdict(now, lease, granted time.Duration) (why string, drop bool) {
+// verdict says whether the service must be dropped, and why. A session may be lost
+// for the policy's lease, or for the last one that was granted (span) if that is
+// longer: before an announced restart the appliance grants leases that outlast it,
+// and its target is away as long. granted is when the last heartbeat was sent that
+// the appliance has granted.
+func (h *diskHealth) verdict(now, lease, span, granted time.Duration) (why string, drop bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for volume, since := range h.refused {
@@ -120,7 +122,7 @@ func (h *diskHealth) verdict(now, lease, granted time.Duration) (why string, dro
 		}
 	}
 	for volume, since := range h.lost {
-		if now-since >= lease {
+		if now-since >= max(lease, span) {
 			return "volume " + volume + " is lost for " + (now - since).Round(time.Millisecond).String() + ": " + h.why[volume], true
 		}
 	}

@@ -22,7 +22,7 @@ func TestVerdictOverTheVolumes(t *testing.T) {
 		{"lost for the lease", func(h *diskHealth) { h.note("data", lost, 10*s) }, 25 * s, 24 * s, true},
 		{"recovered in time", func(h *diskHealth) { h.note("data", lost, 10*s); h.note("data", back, 20*s) }, 60 * s, 59 * s, false},
 		{"lost again counts anew", func(h *diskHealth) {
-			h.note("data", lost, 10*s)
+			h.note("data", DiskEvent{Change: DiskLost, Why: "cut"}, 10*s)
 			h.note("data", back, 20*s)
 			h.note("data", lost, 21*s)
 		}, 30 * s, 29 * s, false},
@@ -37,12 +37,35 @@ func TestVerdictOverTheVolumes(t *testing.T) {
 	} {
 		h := newDiskHealth()
 		c.play(h)
-		why, drop := h.verdict(c.now, lease, c.granted)
+		why, drop := h.verdict(c.now, lease, lease, c.granted)
 		if drop != c.drop || drop != (why != "") {
 			t.Errorf("%s: %q, %v", c.name, why, drop)
 		}
 		if drop && !strings.Contains(why, "volume") {
 			t.Errorf("%s: the reason names no volume: %q", c.name, why)
+		}
+	}
+}
+
+// Before an announced restart the appliance grants a longer lease; its target is away
+// with it. The longer lease bounds the loss too, and no other one does.
+func TestALossLastsAsLongAsTheLongerLease(t *testing.T) {
+	const s = time.Second
+	h := newDiskHealth()
+	h.note("data", DiskEvent{Change: DiskLost, Why: "cut"}, 10*s)
+	for _, c := range []struct {
+		now, span time.Duration
+		drop      bool
+	}{
+		{100 * s, 150 * s, false},
+		{159 * s, 150 * s, false},
+		{160 * s, 150 * s, true},
+		{25 * s, 0, true},      // nothing was granted yet: the policy's
+		{25 * s, 5 * s, true},  // a shorter one does not shorten it
+		{24 * s, 5 * s, false}, //
+	} {
+		if why, drop := h.verdict(c.now, 15*s, c.span, 9*s); drop != c.drop {
+			t.Errorf("at %s with a lease of %s: %v %q", c.now, c.span, drop, why)
 		}
 	}
 }
