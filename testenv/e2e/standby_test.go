@@ -52,9 +52,10 @@ func fromStandby(w *world) {
 // fromStandbyByKexec: web's kernel is another than the one that the spare waits
 // on, so the spare executes it, past its firmware all the same.
 func fromStandbyByKexec(w *world) {
+	w.pool("standby: {nodes: 1, for: [orders]}\n")
 	spare := w.parked()
 	before := w.application("web")
-	w.hotspare("failover", "web", "--to", spare)
+	w.hotspare("app", "failover", "web", "--to", spare)
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
 	defer cancel()
 	after, record, err := w.site.Moved(ctx, "web", before.Status.Epoch)
