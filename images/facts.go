@@ -34,12 +34,16 @@ type Facts struct {
 	Loader string `json:"loader,omitempty"`
 	// Userland is the architecture of the root's own programs.
 	Userland string `json:"userland,omitempty"`
-	// Init is what the root's /sbin/init is: systemd, another path, or "" when
-	// there is none.
+	// Init is what the root's /sbin/init is: systemd, another path, "" when there
+	// is none, or InitUnknown.
 	Init string `json:"init,omitempty"`
 	// Notes say in sentences what is not as it may be expected.
 	Notes []string `json:"notes,omitempty"`
 }
+
+// InitUnknown is the Init of a root that was not looked into: one whose file system
+// cannot be read, or that an earlier version imported.
+const InitUnknown = "unknown"
 
 // Has says whether the image can be started in that way.
 func (f Facts) Has(s Start) bool { return slices.Contains(f.Starts, s) }
@@ -176,6 +180,7 @@ func (s *system) observe(disk io.ReaderAt) Facts {
 		f.Starts = append(f.Starts, StartSAN)
 	}
 	if s.rootFS.fileSystem == nil {
+		f.Init = InitUnknown
 		return f
 	}
 	f.Userland, f.Init = userland(s.rootFS), initOf(s.rootFS)

@@ -319,7 +319,7 @@ func TestRecordsOfVersionOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := decodeRecord(bytes.Replace(b, []byte(`{"version":2`), []byte(`{"version":1`), 1))
-	if err != nil || !got.Facts.Has(StartKernel) || got.DigestKind != "" {
+	if err != nil || !got.Facts.Has(StartKernel) || got.Facts.Init != InitUnknown || got.DigestKind != "" {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if _, err := decodeRecord(bytes.Replace(b, []byte(`{"version":2`), []byte(`{"version":3`), 1)); hotspare.CodeOf(err) != hotspare.CodeStoreFormat {

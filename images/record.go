@@ -61,7 +61,7 @@ func decodeRecord(b []byte) (Image, error) {
 		return Image{}, err
 	}
 	if rec.Version == 1 && img.Volume != "" {
-		img.Facts.Starts = []Start{StartKernel} // no other could be imported
+		img.Facts.Starts, img.Facts.Init = []Start{StartKernel}, InitUnknown // no other could be imported
 	}
 	if !nameGrammar.MatchString(img.Name) || !versionGrammar.MatchString(img.Version) || !sha256Grammar.MatchString(img.Digest) {
 		return Image{}, errors.New("a field has an impossible value")

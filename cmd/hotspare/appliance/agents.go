@@ -70,7 +70,7 @@ func (a *agents) image(c haengine.Claim) (images.Image, error) {
 func claimed(img images.Image) agentlink.Image {
 	return agentlink.Image{
 		RootFS: img.RootFS, RootPartition: img.RootPartition, Kernel: img.Kernel.Version,
-		Process: len(img.Facts.Starts) > 0 && img.Facts.Init == "", // images of earlier versions say nothing of their init
+		Process: img.Facts.Init == "",
 	}
 }
 

@@ -50,7 +50,6 @@ func imageFacts(ref string, img images.Image) haengine.ImageFacts {
 
 // notStarted says why an image cannot be started in a way.
 func notStarted(img images.Image, w haengine.Way) string {
-	early := len(img.Facts.Starts) == 0 // imported by a version that looked for the kernel only
 	switch {
 	case !composed(w):
 		return "this version does not offer it"
@@ -60,7 +59,7 @@ func notStarted(img images.Image, w haengine.Way) string {
 		return "its disk does not start by itself: it has no boot code"
 	case w == haengine.WayColdSAN:
 		return ""
-	case img.Kernel.Version == "" || !early && !img.Facts.Has(images.StartKernel):
+	case !img.Facts.Has(images.StartKernel):
 		return "no kernel with its modules was found in the image"
 	}
 	return ""

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"hotspare"
+	"hotspare/images"
 	"hotspare/ui/api"
 	"hotspare/ui/api/client"
 )
@@ -143,6 +144,16 @@ func testRemoteLimits(t *testing.T, c Config) {
 	} {
 		if err := remote.Post(t.Context(), importPath, in, &x); err == nil {
 			t.Errorf("%+v is taken", in)
+		}
+	}
+}
+
+// Only a root that was looked into, and has no init, is taken for one process: what
+// an earlier version imported starts as it did.
+func TestOnlyAnImageWithoutAnInitIsOneProcess(t *testing.T) {
+	for init, want := range map[string]bool{"": true, "systemd": false, "/bin/busybox": false, images.InitUnknown: false} {
+		if got := claimed(images.Image{Facts: images.Facts{Init: init}}).Process; got != want {
+			t.Errorf("init %q: one process %v", init, got)
 		}
 	}
 }
