@@ -32,10 +32,10 @@ type Planned struct {
 	Away  bool     `json:"away,omitempty"` // the appliance has started since: it ends after the grace
 }
 
-const (
-	maxPlanned   = Duration(30 * time.Minute) // longer absences need a failover, or a freeze
-	plannedSlack = Duration(30 * time.Second) // added to what was announced: the start itself, and the agents' return
-)
+// MaxPlanned bounds an announced absence: longer ones need a failover, or a freeze.
+const MaxPlanned = Duration(30 * time.Minute)
+
+const plannedSlack = Duration(30 * time.Second) // added to what was announced: the start itself, and the agents' return
 
 // plan takes the announcement of a restart: from the answer to the next heartbeat
 // on, every agent has a lease that outlasts it. The longer lease is durable before
@@ -129,8 +129,8 @@ func RestartReady(s State) (waiting []string) {
 }
 
 func refusePlanned(e PlannedRestart) *hotspare.Error {
-	if e.For <= 0 || e.For > maxPlanned {
-		return refusal(hotspare.CodeInvalid, "an announced restart takes at most "+maxPlanned.String(), "", "it is "+e.For.String(),
+	if e.For <= 0 || e.For > MaxPlanned {
+		return refusal(hotspare.CodeInvalid, "an announced restart takes at most "+MaxPlanned.String(), "", "it is "+e.For.String(),
 			"announce a shorter one; for a longer one, freeze the site")
 	}
 	return nil

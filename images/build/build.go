@@ -84,7 +84,7 @@ func Build(ctx context.Context, r Recipe, disk string, o Options) (Result, error
 		return Result{}, err
 	}
 	res := Result{Recipe: r.Digest()}
-	if res.Packages, err = installed(ctx, root); err != nil {
+	if res.Packages, err = Installed(ctx, root); err != nil {
 		return res, err
 	}
 	o.Tell("clean up")
@@ -267,7 +267,8 @@ func (l *lastBytes) lines(n int) string {
 	return strings.Join(all[max(0, len(all)-n):], " | ")
 }
 
-func installed(ctx context.Context, root string) ([]string, error) {
+// Installed lists the packages of a tree, each as name=version.
+func Installed(ctx context.Context, root string) ([]string, error) {
 	out, err := exec.CommandContext(ctx, "dpkg-query", "--admindir="+filepath.Join(root, "var/lib/dpkg"), "-W", "-f=${Package}=${Version}\n").Output()
 	if err != nil {
 		return nil, fmt.Errorf("list the image's packages: %w", err)

@@ -119,7 +119,7 @@ func (w *world) settled(node string) {
 }
 
 // refused replays the credentials of an earlier grant.
-func (w *world) refused(old credentials) {
+func (w *world) refused(old site.Credentials) {
 	w.t.Helper()
 	if out, err := w.login(old); err == nil {
 		w.t.Errorf("credentials of an earlier grant were admitted: %s", out)

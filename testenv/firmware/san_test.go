@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"hotspare/storage"
 	"hotspare/testenv/debian"
 	"hotspare/testenv/lab"
 )
@@ -71,54 +70,15 @@ func (w *world) noSecretShown(app string, n lab.NodeSpec) {
 	}
 }
 
-// secret reads the one of the live grant of a volume from a copy of the
-// appliance's table.
+// secret gives the one of the live grant of a volume.
 func (w *world) secret(volume string) string {
 	w.t.Helper()
-	table, err := os.ReadFile(filepath.Join(w.dir, "state", "exports.db"))
+	c, err := w.site.Credentials(w.t.Context(), volume)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	copied := filepath.Join(w.t.TempDir(), "exports.db")
-	if err := os.WriteFile(copied, table, 0o600); err != nil {
-		w.t.Fatal(err)
-	}
-	snap, err := w.site.Snapshot(w.t.Context())
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	uids := noVolumes{}
-	for _, v := range snap.Volumes {
-		uids[v.Name] = v.Target[strings.LastIndex(v.Target, ":")+1:]
-	}
-	x, err := storage.OpenExports(copied, storage.Options{Volumes: uids})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer x.Close()
-	live, ok := x.Live(volume)
-	if !ok {
-		w.t.Fatalf("%s has no live grant", volume)
-	}
-	target, err := x.TargetName(volume)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	e, err := x.Find(live.Initiator, target)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return e.Secret.Reveal()
+	return c.Secret
 }
-
-// noVolumes has identities and no devices: the copy is only read.
-type noVolumes map[string]string
-
-func (noVolumes) OpenVolume(name string) (storage.Device, error) {
-	return nil, fmt.Errorf("%s: not here", name)
-}
-
-func (v noVolumes) VolumeUID(name string) (string, error) { return v[name], nil }
 
 // fetchedOnce asks for the machine's script again, as a thief on the segment with
 // its token would: nothing comes.

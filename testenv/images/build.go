@@ -158,7 +158,7 @@ func (b *Builder) make(ctx context.Context, recipe Recipe, staging string, img *
 	if err := os.Mkdir(out, 0o755); err != nil {
 		return err
 	}
-	if img.Packages, err = packages(ctx, root); err != nil {
+	if img.Packages, err = build.Installed(ctx, root); err != nil {
 		return err
 	}
 	if err := keepKernel(root, out); err != nil {
@@ -247,14 +247,6 @@ func (b *Builder) run(ctx context.Context, name string, args ...string) error {
 func lastLines(s string, n int) string {
 	lines := strings.Split(strings.TrimSpace(s), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], " | ")
-}
-
-func packages(ctx context.Context, root string) ([]string, error) {
-	out, err := exec.CommandContext(ctx, "dpkg-query", "--admindir="+filepath.Join(root, "var/lib/dpkg"), "-W", "-f=${Package}=${Version}\n").Output()
-	if err != nil {
-		return nil, fmt.Errorf("list the image's packages: %w", err)
-	}
-	return strings.Fields(string(out)), nil
 }
 
 // keepKernel copies kernel and initramfs beside the disk.

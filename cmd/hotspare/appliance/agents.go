@@ -26,6 +26,8 @@ type agents struct {
 	link    *server.Server // set before anything is served
 	engine  *runner.Runner // likewise
 	ladders *ladders       // what is seen of boots
+
+	approved func(node string) bool // set before anything is served
 }
 
 // orderID gives the same action the same order, so that an agent that carried it
@@ -108,12 +110,6 @@ func (a *agents) Redeem(_ context.Context, hash [sha256.Size]byte, facts agentli
 		return server.Identity{}, err
 	}
 	return server.Identity{Node: x.Node, Epoch: uint64(x.Epoch)}, nil
-}
-
-// approved says whether a node exists and an operator has approved it.
-func (a *agents) approved(node string) bool {
-	n := a.engine.Snapshot().Durable.Nodes[node]
-	return n != nil && n.Spec.Approved
 }
 
 // Joined tells the engine of a node that came for a grant.

@@ -212,7 +212,7 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	if err := a.attempts.only(func(node string) bool { _, ok := a.node(node); return ok }); err != nil {
 		return err
 	}
-	a.agents.engine, a.boots.send = a.engine, a.agents.send
+	a.agents.engine, a.agents.approved, a.boots.send = a.engine, a.boots.approved, a.agents.send
 	return nil
 }
 

@@ -33,7 +33,7 @@ type attempt struct {
 	Epoch       haengine.Epoch `json:"epoch"`
 	Turn        haengine.Turn  `json:"turn,omitempty"` // of a boot into standby
 	Way         haengine.Way   `json:"way"`
-	Image       string         `json:"image"`     // name:version, resolved once; "": the kernel of the appliance's host
+	Image       string         `json:"image"`     // name:version, resolved once; hostImage and a release: the kernel of the appliance's host
 	BootToken   string         `json:"bootToken"` // opens kernel and initramfs; reveals no secret
 	Created     time.Time      `json:"created"`
 	From        string         `json:"from,omitempty"`     // the parked boot that executes the kernel: nothing is booted from the network

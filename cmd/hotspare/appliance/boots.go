@@ -57,7 +57,7 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	if err != nil {
 		return err
 	}
-	if o.Way != haengine.WayColdSAN {
+	if o.Way != haengine.WayColdSAN { // before the attempt replaces what the node has
 		if _, err := b.initramfs(ctx, img); err != nil {
 			return err
 		}
@@ -138,14 +138,15 @@ func (b *boots) Assign(_ context.Context, r boot.Request) (boot.Assignment, erro
 	}
 	var img images.Image
 	if version, ok := hostVersion(x.Image); ok {
-		a.Arch, a.Kernel, a.Cmdline = runtime.GOARCH, version, b.cmdline(img)
+		a.Arch, a.Kernel = runtime.GOARCH, version
 	} else {
 		var err error
 		if img, err = b.images.Resolve(x.Image); err != nil {
 			return boot.Assignment{}, err
 		}
-		a.Arch, a.Kernel, a.Cmdline = img.Arch, img.Kernel.Version, b.cmdline(img)
+		a.Arch, a.Kernel = img.Arch, img.Kernel.Version
 	}
+	a.Cmdline = b.cmdline(img)
 	b.firmware(&a)
 	if x.Way == haengine.WayColdSAN {
 		a.Kind, a.Kernel, a.Initrd, a.Cmdline, a.Modes = boot.KindSAN, "", "", "", bootModes(img)

@@ -35,9 +35,6 @@ type Config struct {
 	PlannedOutage *haengine.Duration `yaml:"plannedOutage"`
 }
 
-// maxPlannedOutage is the engine's bound.
-const maxPlannedOutage = 30 * time.Minute
-
 // NetworkConfig names the interface and what is served on it. A port of 0 means
 // the service's own.
 type NetworkConfig struct {
@@ -160,7 +157,7 @@ func (c Config) Validate(where string) error {
 	if err := c.Discovery.validate(); err != nil {
 		return bad(err.Error(), "use wait or environment")
 	}
-	if d := c.PlannedOutage; d != nil && (*d < 0 || d.D() > maxPlannedOutage) {
+	if d := c.PlannedOutage; d != nil && (*d < 0 || *d > haengine.MaxPlanned) {
 		return bad(fmt.Sprintf("plannedOutage is %s", d), "give 0s to 30m; for a longer absence freeze the site first: hotspare freeze")
 	}
 	if c.Modules != "generic" && c.Modules != "lab" {
