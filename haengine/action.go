@@ -75,7 +75,8 @@ type (
 
 	// Install has the joined or parked boot write the image to a local disk. It
 	// ends when what was written was read back and has the digest (Done.Copy). It
-	// starts nothing.
+	// starts nothing. With epoch 0 it is for later: the agent gives it up when a
+	// claim comes, and goes on where it ended when it is ordered again.
 	Install struct {
 		Order
 		BootID string `json:"bootID"`

@@ -15,7 +15,7 @@ import (
 
 func node(name string, change func(*haengine.Node)) haengine.Node {
 	n := haengine.Node{
-		Name: name, MACs: []string{"52:54:00:77:00:01"}, Pool: "rack1", Arch: "amd64", CPUs: 2, MemoryMiB: 512, DiskGiB: 10, Approved: true,
+		Name: name, MACs: []string{"52:54:00:77:00:01"}, Pool: "rack1", Arch: "amd64", CPUs: 2, MemoryMiB: 512, DiskGiB: 10, Disk: &haengine.LocalDisk{Serial: "d1"}, Approved: true,
 		BMC: haengine.BMC{Protocol: "ipmi", Address: netip.MustParseAddr("10.78.0.11"), User: "admin"},
 	}
 	if change != nil {

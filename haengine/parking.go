@@ -16,6 +16,7 @@ func (w *work) keepStandby() {
 	for _, k := range w.nodes.keys() {
 		if n := w.nodes.get(k); n.Park != nil && n.Phase == NodeIdle && w.frozen("", k) == nil {
 			w.checkParked(n)
+			w.installAhead(k)
 		}
 	}
 	for _, k := range w.pools.keys() {

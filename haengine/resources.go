@@ -1,6 +1,7 @@
 package haengine
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -15,13 +16,59 @@ type Node struct {
 	CPUs      int               `json:"cpus" yaml:"cpus"`
 	MemoryMiB int               `json:"memoryMiB" yaml:"memoryMiB"`
 	DiskGiB   int               `json:"diskGiB,omitempty" yaml:"diskGiB,omitempty"`
+	Disk      *LocalDisk        `json:"disk,omitempty" yaml:"disk,omitempty"` // that images may be installed on; none: none
 	Labels    map[string]string `json:"labels,omitempty" yaml:"labels,omitempty"`
 	Approved  bool              `json:"approved" yaml:"approved"` // trust level L1: an operator vouches for it
 
 	SecureBoot bool   `json:"secureBoot,omitempty" yaml:"secureBoot,omitempty"` // its firmware starts signed loaders only
 	Loader     string `json:"loader,omitempty" yaml:"loader,omitempty"`         // file name of a boot loader of its own; empty: the site's
 
+	CloudInit *CloudInit `json:"cloudInit,omitempty" yaml:"cloudInit,omitempty"` // for images that run cloud-init
+
 	BMC BMC `json:"bmc" yaml:"bmc"`
+}
+
+// LocalDisk names the one local disk of a node that images may be installed on. All
+// that is given must fit, and exactly one disk must: a disk is never guessed.
+type LocalDisk struct {
+	ID        string `json:"id,omitempty" yaml:"id,omitempty"` // stable, as the node's facts show it: wwn-..., serial-MODEL-SERIAL
+	WWN       string `json:"wwn,omitempty" yaml:"wwn,omitempty"`
+	Serial    string `json:"serial,omitempty" yaml:"serial,omitempty"`
+	MinGiB    int    `json:"minGiB,omitempty" yaml:"minGiB,omitempty"`
+	MaxGiB    int    `json:"maxGiB,omitempty" yaml:"maxGiB,omitempty"`
+	Overwrite bool   `json:"overwrite,omitempty" yaml:"overwrite,omitempty"` // whatever it holds is not wanted; needs id, wwn or serial
+	Slots     int    `json:"slots,omitempty" yaml:"slots,omitempty"`         // it is divided into so many, A, B, C, ...; 0: an image takes the whole disk
+	SlotGiB   int    `json:"slotGiB,omitempty" yaml:"slotGiB,omitempty"`     // of each slot
+}
+
+// MaxSlots is the number of slots of a disk.
+const MaxSlots = 8
+
+// SlotNames gives the names of the disk's slots.
+func (d LocalDisk) SlotNames() []string {
+	var out []string
+	for i := range d.Slots {
+		out = append(out, string(rune('A'+i)))
+	}
+	return out
+}
+
+func (d LocalDisk) named() bool { return d.ID != "" || d.WWN != "" || d.Serial != "" }
+
+func (d LocalDisk) validate(where string) error {
+	switch {
+	case d.MinGiB < 0 || d.MaxGiB < 0 || d.MaxGiB > 0 && d.MaxGiB < d.MinGiB:
+		return invalid(where, "disk.minGiB or disk.maxGiB", "they are negative or the wrong way round", "give minGiB below maxGiB, or name the disk by its id")
+	case !d.named() && d.MinGiB == 0 && d.MaxGiB == 0:
+		return invalid(where, "disk", "nothing in it tells which disk is meant", "give id, wwn or serial: `hotspare describe node` shows them once the node was in discovery or standby")
+	case d.Overwrite && !d.named():
+		return invalid(where, "disk.overwrite", "a size alone could mean a disk with somebody's data", "name the disk by its id, wwn or serial")
+	case d.Slots < 0 || d.Slots > MaxSlots:
+		return invalid(where, "disk.slots", fmt.Sprintf("%d is not between 0 and %d", d.Slots, MaxSlots), "leave it out for one installation on the whole disk")
+	case (d.Slots > 0) != (d.SlotGiB > 0):
+		return invalid(where, "disk.slotGiB", "slots and their size belong together", "give both, or neither")
+	}
+	return nil
 }
 
 // BMC says how a node's management controller is reached. The password is not
@@ -73,6 +120,7 @@ type Application struct {
 	Resources []Resource   `json:"resources" yaml:"resources"`                 // the service group, in order of dependency
 	Monitors  []Monitor    `json:"monitors" yaml:"monitors"`
 	Policy    Policy       `json:"policy,omitempty" yaml:"policy,omitempty"`
+	CloudInit *CloudInit   `json:"cloudInit,omitempty" yaml:"cloudInit,omitempty"` // for an image that runs cloud-init
 }
 
 // Requirements are what a node must have to be eligible.

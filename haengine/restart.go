@@ -121,6 +121,7 @@ func (w *work) rebaseNode(n *NodeState) {
 				s.At = w.now.At
 			}
 		}
+		p.Ahead = Stamp{} // what kept it may be mended
 	}
 	if !n.ParkAfter.IsZero() {
 		n.ParkAfter.At = w.now.At.Add(min(longParkPause, max(0, n.ParkAfter.Wall.Sub(w.now.Wall))))

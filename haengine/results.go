@@ -53,7 +53,9 @@ func (w *work) done(e Done) {
 			}
 		}
 	case Install:
-		if ours && e.Copy == nil {
+		if o.Epoch == 0 {
+			w.installedAhead(o, e.Copy)
+		} else if ours && e.Copy == nil {
 			w.attemptFailed(w.apps.edit(h.App), "the installation ended without a word about the copy", false)
 		} else if ours {
 			a = w.apps.edit(h.App)
@@ -232,6 +234,11 @@ func (w *work) failed(e Failed) {
 		}
 		w.again(e.ID)
 	case Install:
+		if o.Epoch == 0 {
+			drop()
+			w.notAhead(o, e)
+			return
+		}
 		if ours && !e.Transient {
 			drop()
 			w.attemptFailed(w.apps.edit(h.App), "the image cannot be installed: "+e.Why, true)

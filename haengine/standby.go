@@ -32,6 +32,7 @@ type Park struct {
 	Kernel  string   `json:"kernel,omitempty"` // that it runs, as ImageFacts.Kernel
 	Since   Stamp    `json:"since,omitzero"`
 	Loaded  []string `json:"loaded,omitempty"`  // images that it has preloaded
+	Ahead   Stamp    `json:"ahead,omitzero"`    // an installation for later failed: none is ordered before
 	Refused string   `json:"refused,omitempty"` // why the last preload failed
 }
 
@@ -248,6 +249,8 @@ func (w *work) dropPark(n *NodeState) {
 		switch o.(type) {
 		case ParkNode, Preload, DisableCopies:
 			return o.Head().Node == name
+		case Install:
+			return o.Head().Node == name && o.Head().Epoch == 0
 		}
 		return false
 	})

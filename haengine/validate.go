@@ -215,6 +215,11 @@ func (n Node) Validate() error {
 	if n.CPUs < 1 || n.MemoryMiB < 1 || n.DiskGiB < 0 {
 		return invalid(where, "cpus, memoryMiB or diskGiB", "a node has at least 1 CPU and 1 MiB", "give what the machine has")
 	}
+	if n.Disk != nil {
+		if err := n.Disk.validate(where); err != nil {
+			return err
+		}
+	}
 	if n.Loader != "" && !loaderRE.MatchString(n.Loader) {
 		return invalid(where, "loader", fmt.Sprintf("%q is not a plain file name", n.Loader), "name a file such as ipxe.efi; docs/boot.md lists them")
 	}

@@ -87,7 +87,7 @@ type NodeFacts struct {
 	Model   string `json:"model,omitempty"`   // vendor and product: times are measured per model
 	Kexec   bool   `json:"kexec,omitempty"`   // its standby kernel executes others
 	NoKexec string `json:"noKexec,omitempty"` // why not
-	Disk    bool   `json:"disk,omitempty"`    // it has a local disk that an image may be installed on
+	Disk    bool   `json:"disk,omitempty"`    // the local disk that its document names is there and may be written
 	NoDisk  string `json:"noDisk,omitempty"`  // why not
 }
 
@@ -323,8 +323,8 @@ func (w *work) notHere(a *AppState, n *NodeState, c *WayChoice, facts *ImageFact
 		}
 	case WayInstall:
 		switch {
-		case n.Facts == nil && n.Spec.DiskGiB == 0:
-			return "no local disk to install on is known: it was never seen, and diskGiB is not declared"
+		case n.Spec.Disk == nil:
+			return "its document names no local disk to install on"
 		case n.Facts != nil && !n.Facts.Disk:
 			return strings.TrimSuffix("no local disk to install on: "+n.Facts.NoDisk, ": ")
 		}

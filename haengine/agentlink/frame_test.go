@@ -126,7 +126,8 @@ const canary = "canary-secret-0123"
 func claimOrder() agentlink.Order {
 	return agentlink.Order{ID: "91", BootID: "boot-a", App: "orders", Epoch: 7, Claim: &agentlink.Claim{
 		Application: haengine.Application{Name: "orders", Address: netip.MustParsePrefix("10.77.0.50/24"), Volumes: []haengine.Volume{{Name: "data", SizeMiB: 64}}},
-		Image:       agentlink.Image{RootFS: "ext4"},
+		Image:       agentlink.Image{RootFS: "btrfs", RootSubvolume: "@"},
+		Seed:        map[string]hotspare.Secret{"meta-data": hotspare.NewSecret("instance-id: x\n"), "user-data": hotspare.NewSecret("\x00\xff" + canary)},
 		Volumes: []agentlink.Volume{
 			{Name: agentlink.RootVolume, Portal: netip.MustParseAddrPort("10.77.0.1:3260"), IQN: "iqn.r", Initiator: "iqn.i", User: "n1", Secret: hotspare.NewSecret(canary)},
 			{Name: "data", Portal: netip.MustParseAddrPort("10.77.0.1:3260"), IQN: "iqn.d", Initiator: "iqn.i", User: "n1", Secret: hotspare.NewSecret(canary)},
@@ -187,6 +188,8 @@ func TestOrdersAreChecked(t *testing.T) {
 		spoil func(*agentlink.Order)
 	}{
 		{"no id", func(o *agentlink.Order) { o.ID = "" }},
+		{"a seed outside of its folder", func(o *agentlink.Order) { o.Claim.Seed = map[string]hotspare.Secret{"../../../etc/shadow": {}} }},
+		{"a subvolume that is two mount options", func(o *agentlink.Order) { o.Claim.Image.RootSubvolume = "@,suid" }},
 		{"no boot", func(o *agentlink.Order) { o.BootID = "" }},
 		{"no command", func(o *agentlink.Order) { o.Claim = nil }},
 		{"two commands", func(o *agentlink.Order) { o.Drop = &agentlink.Drop{Below: 9} }},

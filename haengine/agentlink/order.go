@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"hotspare"
 	"hotspare/haengine"
@@ -37,13 +38,17 @@ type Claim struct {
 	Image       Image                `json:"image"`
 	Volumes     []Volume             `json:"volumes"` // each of the application's, and the root volume where the image has one
 	Lease       LeasePolicy          `json:"lease"`
+	// Seed is what the image's cloud-init reads, by file name; none: it finds what
+	// the image holds. The values print as "[secret]"; only EncodeOrder reveals them.
+	Seed map[string]hotspare.Secret `json:"seed,omitempty"`
 }
 
 // Image is what the agent must know of the image to start it.
 type Image struct {
-	RootFS        string `json:"rootFs"`         // e.g. ext4
-	RootPartition int    `json:"rootPartition"`  // 0: the whole disk
-	Init          string `json:"init,omitempty"` // empty: /sbin/init
+	RootFS        string `json:"rootFs"`                  // e.g. ext4
+	RootPartition int    `json:"rootPartition"`           // 0: the whole disk
+	RootSubvolume string `json:"rootSubvolume,omitempty"` // of a btrfs; empty: its default one
+	Init          string `json:"init,omitempty"`          // empty: /sbin/init
 
 	// Kernel is the release whose modules the image has. A node that runs
 	// another kernel refuses the claim with CodeWrongKernel. Empty: any.
@@ -216,7 +221,7 @@ func (c Claim) validate(o Order) error {
 			return fmt.Errorf("agentlink: order %s: volume %s lacks portal, IQN or initiator name", o.ID, v.Name)
 		}
 	}
-	if err := c.Image.validate(); err != nil {
+	if err := errors.Join(c.Image.validate(), validateSeed(c.Seed)); err != nil {
 		return fmt.Errorf("agentlink: order %s: %w", o.ID, err)
 	}
 	if (c.Image.Root == RootOnVolume) != have[RootVolume] {
@@ -230,6 +235,19 @@ func (c Claim) validate(o Order) error {
 	return nil
 }
 
+// validateSeed checks the names: they become files of the image's root.
+func validateSeed(seed map[string]hotspare.Secret) error {
+	for name := range seed {
+		if !slices.Contains(SeedFiles(), name) {
+			return fmt.Errorf("the seed has a file %q, possible are %v", name, SeedFiles())
+		}
+	}
+	return nil
+}
+
+// SeedFiles are the files of cloud-init's NoCloud source.
+func SeedFiles() []string { return []string{"meta-data", "user-data", "vendor-data", "network-config"} }
+
 // wireVolume is a Volume with its secret in clear, for the TLS link only.
 type wireVolume struct {
 	Volume
@@ -238,7 +256,8 @@ type wireVolume struct {
 
 type wireClaim struct {
 	Claim
-	Volumes []wireVolume `json:"volumes"`
+	Volumes []wireVolume      `json:"volumes"`
+	Seed    map[string][]byte `json:"seed,omitempty"`
 }
 
 // wireKexec is a Kexec with its join archive in clear, for the TLS link only.
@@ -265,6 +284,12 @@ func EncodeOrder(o Order) ([]byte, error) {
 		for _, v := range o.Claim.Volumes {
 			w.Claim.Volumes = append(w.Claim.Volumes, wireVolume{Volume: v, Secret: v.Secret.Reveal()})
 		}
+		if len(o.Claim.Seed) > 0 {
+			w.Claim.Seed = map[string][]byte{}
+			for name, text := range o.Claim.Seed {
+				w.Claim.Seed[name] = []byte(text.Reveal())
+			}
+		}
 	}
 	if o.Kexec != nil {
 		w.Kexec = &wireKexec{Kexec: *o.Kexec, Join: []byte(o.Kexec.Join.Reveal())}
@@ -286,6 +311,13 @@ func DecodeOrder(e Envelope) (Order, error) {
 			volume := v.Volume
 			volume.Secret = hotspare.NewSecret(v.Secret)
 			c.Volumes = append(c.Volumes, volume)
+		}
+		c.Seed = nil
+		if len(w.Claim.Seed) > 0 {
+			c.Seed = map[string]hotspare.Secret{}
+			for name, text := range w.Claim.Seed {
+				c.Seed[name] = hotspare.NewSecret(string(text))
+			}
 		}
 		o.Claim = &c
 	}

@@ -258,6 +258,10 @@ func (w Wipe) validate() error {
 
 // validate checks that the image has what its root needs.
 func (i Image) validate() error {
+	// It becomes a mount option.
+	if len(i.RootSubvolume) > 255 || strings.ContainsAny(i.RootSubvolume, ",\x00\n") {
+		return fmt.Errorf("the subvolume %q cannot be named in a mount option", i.RootSubvolume)
+	}
 	switch i.Root {
 	case RootOnVolume:
 	case RootInRAM:

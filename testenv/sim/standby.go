@@ -185,6 +185,10 @@ func (w *world) install(n *node, x haengine.Install, done haengine.Done, answer 
 		if n.gen != gen || n.frozen {
 			return
 		}
+		if x.Epoch == 0 && n.inst != nil { // a claim came first
+			fail("given up for a claim", hotspare.CodeConflict, true)
+			return
+		}
 		slot := []string{"A", "B", "C"}[n.installs%3]
 		n.installs++
 		c := haengine.LocalCopy{App: x.App, Epoch: x.Epoch, Image: x.Image + ":1", Disk: "wwn-" + n.name, Slot: slot, State: haengine.CopyReady}

@@ -147,7 +147,7 @@ func dur(d time.Duration) haengine.Duration { return haengine.Duration(d) }
 
 func nodeSpec(n *node) haengine.Node {
 	return haengine.Node{
-		Name: n.name, MACs: []string{"52:54:00:77:00:0" + n.name[1:]}, Pool: "rack1", CPUs: 1, MemoryMiB: 512, DiskGiB: 8, Approved: true,
+		Name: n.name, MACs: []string{"52:54:00:77:00:0" + n.name[1:]}, Pool: "rack1", CPUs: 1, MemoryMiB: 512, DiskGiB: 8, Disk: &haengine.LocalDisk{Serial: n.name, Slots: 3, SlotGiB: 1}, Approved: true,
 		BMC: haengine.BMC{Address: netip.MustParseAddr("10.78.0.11"), SharedPower: n.shared},
 	}
 }
