@@ -46,7 +46,11 @@ func standby(nodes int) haengine.PoolApplied {
 // ready has orders running on n1, and n2 in standby.
 func ready(t *testing.T, kernel string, facts haengine.NodeFacts, change func(*haengine.Application), copies ...haengine.LocalCopy) *bench {
 	t.Helper()
-	b := newBench(t, 2)
+	return readyOn(newBench(t, 2), kernel, facts, change, copies...)
+}
+
+func readyOn(b *bench, kernel string, facts haengine.NodeFacts, change func(*haengine.Application), copies ...haengine.LocalCopy) *bench {
+	b.t.Helper()
 	b.event(image(nil))
 	b.up(app(change))
 	b.event(standby(1))
@@ -118,7 +122,9 @@ func TestEachWaySaysWhyNot(t *testing.T) {
 		{"not listed", haengine.WayStandbyKexec, "5.10", kexec, listed(haengine.WayRAM), nil, "the policy does not list it"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := ready(t, c.kernel, c.facts, c.change, c.copies...)
+			b := newBench(t, 2)
+			b.keep["install"] = true // the disk stays as it is
+			readyOn(b, c.kernel, c.facts, c.change, c.copies...)
 			got := choice(b, "n2", c.way)
 			if got.OK != (c.want == "") || !strings.Contains(got.Text, c.want) {
 				t.Errorf("%s: possible %v: %s; want %q", c.way, got.OK, got.Text, c.want)
