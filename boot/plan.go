@@ -14,8 +14,9 @@ import (
 // Site is what Plan knows of the appliance: where its servers listen and which
 // loader each firmware gets.
 type Site struct {
-	Server        netip.Addr      // IPv4 address of TFTP and HTTP, on the nodes' segment
+	Server        netip.Addr      // address of TFTP and HTTP, on the nodes' segment
 	HTTPPort      uint16          // of the boot files; 0 means 80
+	HTTPSPort     uint16          // of the same over TLS; 0: not served
 	Loaders       map[Arch]string // file names, served by TFTP and below /loader/
 	SecureLoaders map[Arch]string // for nodes with Secure Boot; their firmware refuses the others
 	MoreLoaders   []string        // files that nodes may ask for beside these
@@ -74,10 +75,11 @@ func (s Site) planDHCP(r Request, a Assignment) (Offer, Reason) {
 	case r.Stage == StageIPXE && r.Features.HTTP:
 		verdict, reason := judge(r, a, LoaderIPXE)
 		path := Path{Artefact: ArtefactUnassigned, MAC: r.MAC, Arch: r.Arch}
+		secure := false
 		if verdict != ScriptWait {
-			path = Path{Artefact: ArtefactScript, Token: a.Token}
+			path, secure = Path{Artefact: ArtefactScript, Token: a.Token}, a.HTTPS == HTTPSAll
 		}
-		o := Offer{Kind: OfferURL, BootFile: s.url(path), NextServer: s.Server}
+		o := Offer{Kind: OfferURL, BootFile: s.url(path, secure), NextServer: s.Server}
 		if r.Protocol == ProxyDHCP {
 			o.VendorClass = "PXEClient" // iPXE takes a proxy's answer only with it
 		}
@@ -163,7 +165,7 @@ func (s Site) planScript(r Request, a Assignment, lang Language) (Offer, Reason)
 	case ScriptSAN:
 		sc = Script{
 			Kind: ScriptSAN, Title: reason.Text, Attempt: attempt(a.Token), Again: s.again(),
-			SAN: s.url(Path{Artefact: ArtefactSAN, Token: a.Token}),
+			SAN: s.url(Path{Artefact: ArtefactSAN, Token: a.Token}, a.HTTPS == HTTPSAll),
 		}
 	case ScriptLocal:
 		sc = Script{Kind: ScriptLocal, Title: reason.Text}
@@ -217,15 +219,38 @@ func judgeStart(r Request, a Assignment, with LoaderKind) (ScriptKind, Reason) {
 			Text: fmt.Sprintf("the firmware is %s and the %s is for %s", r.Arch, what, a.Arch),
 			Fix:  "import the image for this architecture, or exclude the machine from the pool",
 		}
-	case a.Kind == KindDiscovery:
+	case a.HTTPS == HTTPSAll:
+		if reason, bad := unfitHTTPS(r, a, with); bad {
+			return ScriptWait, reason
+		}
+	}
+	switch a.Kind {
+	case KindDiscovery:
 		return ScriptStart, Reason{Rule: RuleDiscovery, Text: because(fmt.Sprintf("%s boots the discovery environment", nodeName(a)), a.Reason)}
-	case a.Kind == KindSAN:
+	case KindSAN:
 		if reason, bad := unfitSAN(r, a, with); bad {
 			return ScriptWait, reason
 		}
 		return ScriptSAN, Reason{Rule: RuleStart, Text: because(under(nodeName(a)+" boots its volume", a), a.Reason)}
 	}
 	return ScriptStart, Reason{Rule: RuleStart, Text: because(under(nodeName(a)+" starts", a), a.Reason)}
+}
+
+// unfitHTTPS says why a node that fetches everything over TLS gets nothing for this
+// request.
+func unfitHTTPS(r Request, a Assignment, with LoaderKind) (Reason, bool) {
+	bad := func(text, fix string) (Reason, bool) {
+		return Reason{Rule: RuleSecure, Code: hotspare.CodeNoAssignment, Text: text, Fix: fix}, true
+	}
+	switch {
+	case with == LoaderGRUB || r.Protocol == TFTP:
+		return bad(nodeName(a)+" fetches everything over HTTPS, and its loader fetches over TFTP", "name an iPXE that trusts the appliance's boot CA as this node's loader, or give the node https: loader")
+	case r.Stage == StageIPXE && r.Protocol != HTTP && !r.Features.HTTPS:
+		return bad(nodeName(a)+" fetches everything over HTTPS, and its iPXE was built without it", "name an iPXE with HTTPS that trusts the appliance's boot CA as this node's loader, or give the node https: loader")
+	case r.Protocol == HTTP && !r.Secure:
+		return bad(nodeName(a)+" fetches everything over HTTPS, and this request came without TLS", "nothing, if another machine asked; the node itself is sent to HTTPS when it boots")
+	}
+	return Reason{}, false
 }
 
 func under(text string, a Assignment) string {
@@ -275,9 +300,9 @@ func (s Site) startScript(a Assignment, reason Reason, lang Language) Script {
 	url := func(art Artefact) string {
 		p := Path{Artefact: art, Token: a.Token}
 		if lang == LanguageGRUB {
-			return "tftp://" + s.Server.String() + p.String()
+			return "tftp://" + host(s.Server, 0) + p.String()
 		}
-		return s.url(p)
+		return s.url(p, a.HTTPS == HTTPSAll)
 	}
 	sc := Script{
 		Kind:    ScriptStart,
@@ -319,12 +344,29 @@ func (s Site) again() time.Duration {
 	return s.Again
 }
 
-func (s Site) url(p Path) string {
-	host := s.Server.String()
-	if s.HTTPPort != 0 && s.HTTPPort != 80 {
-		host = netip.AddrPortFrom(s.Server, s.HTTPPort).String()
+// url gives a boot path's URL, over TLS where that is wanted and served.
+func (s Site) url(p Path, secure bool) string {
+	switch {
+	case secure && s.HTTPSPort == 443:
+		return "https://" + host(s.Server, 0) + p.String()
+	case secure && s.HTTPSPort != 0:
+		return "https://" + host(s.Server, s.HTTPSPort) + p.String()
+	case s.HTTPPort == 80:
+		return "http://" + host(s.Server, 0) + p.String()
 	}
-	return "http://" + host + p.String()
+	return "http://" + host(s.Server, s.HTTPPort) + p.String()
+}
+
+// host writes an address, and the port if it is not 0, as a URL does (RFC 3986
+// section 3.2.2).
+func host(a netip.Addr, port uint16) string {
+	switch {
+	case port != 0:
+		return netip.AddrPortFrom(a, port).String()
+	case a.Is6():
+		return "[" + a.String() + "]"
+	}
+	return a.String()
 }
 
 func nodeName(a Assignment) string {

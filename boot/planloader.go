@@ -41,7 +41,11 @@ func (s Site) planLoader(r Request, a Assignment) (Offer, Reason) {
 	way := "TFTP"
 	if r.Arch.HTTP() {
 		o.Kind, o.VendorClass, way = OfferURL, "HTTPClient", "HTTP"
-		o.BootFile = s.url(path)
+		secure := a.HTTPS != HTTPSNone && s.HTTPSPort != 0
+		if secure {
+			way = "HTTPS"
+		}
+		o.BootFile = s.url(path, secure)
 	}
 	return o, Reason{Rule: RuleLoader, Text: fmt.Sprintf("%sfirmware %s gets the loader %s over %s", why, r.Arch, name, way)}
 }

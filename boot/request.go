@@ -42,6 +42,7 @@ type Request struct {
 	VendorClass string     `json:"vendorClass,omitempty"`
 	Client      netip.Addr `json:"client,omitempty"` // where the question came from
 	Path        Path       `json:"-"`                // HTTP; its token is in Path.Token
+	Secure      bool       `json:"secure,omitempty"` // HTTP: it came over TLS
 	File        string     `json:"file,omitempty"`   // TFTP: the file asked for
 }
 
@@ -55,6 +56,17 @@ const (
 	KindStart     Kind = "start"     // a granted start under an epoch
 	KindSAN       Kind = "san"       // likewise, of a disk as it is: iPXE's sanboot of the granted volume
 	KindLocal     Kind = "local"     // its own disk (SAFETY S2a says who may)
+)
+
+// HTTPS says what a node fetches over TLS. It is only of use where the node's
+// firmware, or its loader, trusts the appliance's boot CA.
+type HTTPS string
+
+// What is fetched over TLS.
+const (
+	HTTPSNone   HTTPS = ""       // nothing
+	HTTPSLoader HTTPS = "loader" // what the firmware fetches by HTTP boot; its loader goes on over HTTP
+	HTTPSAll    HTTPS = "all"    // everything: nothing of its boot is given out over HTTP or TFTP
 )
 
 // Assignment is what is meant for one machine now. The zero value means: an
@@ -74,6 +86,7 @@ type Assignment struct {
 
 	Loader     string     // the node's own loader, "" for the site's
 	SecureBoot bool       // the node's firmware starts signed loaders only
+	HTTPS      HTTPS      // what this node fetches over TLS
 	Modes      []Firmware // KindSAN: the firmware that the disk can be booted by; none: not known
 }
 
@@ -106,6 +119,7 @@ const (
 	RuleNoToken      Rule = "no-token"
 	RuleToken        Rule = "token-refused"
 	RuleSpent        Rule = "join-spent"
+	RuleSecure       Rule = "https-only"
 	RuleNoSuchFile   Rule = "no-such-file"
 	RuleOptional     Rule = "optional-file"
 	RuleFile         Rule = "file"
