@@ -22,6 +22,7 @@ type Node struct {
 
 	SecureBoot bool   `json:"secureBoot,omitempty" yaml:"secureBoot,omitempty"` // its firmware starts signed loaders only
 	Loader     string `json:"loader,omitempty" yaml:"loader,omitempty"`         // file name of a boot loader of its own; empty: the site's
+	HTTPS      string `json:"https,omitempty" yaml:"https,omitempty"`           // what it fetches over TLS: loader, all; empty: nothing
 
 	CloudInit *CloudInit `json:"cloudInit,omitempty" yaml:"cloudInit,omitempty"` // for images that run cloud-init
 

@@ -223,6 +223,9 @@ func (n Node) Validate() error {
 	if n.Loader != "" && !loaderRE.MatchString(n.Loader) {
 		return invalid(where, "loader", fmt.Sprintf("%q is not a plain file name", n.Loader), "name a file such as ipxe.efi; docs/boot.md lists them")
 	}
+	if n.HTTPS != "" && n.HTTPS != "loader" && n.HTTPS != "all" {
+		return invalid(where, "https", fmt.Sprintf("%q is unknown", n.HTTPS), "use loader or all, or leave it out; docs/boot.md tells what each needs")
+	}
 	if n.BMC.Protocol != "ipmi" && n.BMC.Protocol != "redfish" {
 		return invalid(where, "bmc.protocol", fmt.Sprintf("%q is unknown", n.BMC.Protocol), "use ipmi or redfish")
 	}
