@@ -22,6 +22,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -61,6 +62,7 @@ type Refetch struct {
 // left out.
 type Options struct {
 	Site     boot.Site
+	SiteAt   func(local netip.Addr) boot.Site // where requests for several addresses of ours come in: what stands in answers to each; nil: Site
 	Director boot.Director
 	Source   Source
 	Script   func(boot.Script) ([]byte, error)            // ipxe.Write
@@ -77,6 +79,9 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	if o.MACOf == nil {
 		o.MACOf = func(netip.Addr) (boot.MAC, bool) { return boot.MAC{}, false }
+	}
+	if o.SiteAt == nil {
+		o.SiteAt = func(netip.Addr) boot.Site { return o.Site }
 	}
 	if o.GRUB == nil {
 		o.GRUB = func(s boot.Script) ([]byte, error) {
@@ -103,7 +108,7 @@ func (o Options) validate() error {
 		return &hotspare.Error{Code: hotspare.CodeInvalid, What: "the boot file server is not configured", Where: "httpboot.Options." + field, Why: "it is missing"}
 	}
 	switch {
-	case !o.Site.Server.Is4():
+	case !o.Site.Server.IsValid():
 		return missing("Site.Server")
 	case o.Director == nil:
 		return missing("Director")
@@ -163,7 +168,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.a = a
-	offer, reason := h.o.Site.Plan(c.req, a)
+	offer, reason := c.site.Plan(c.req, a)
 	switch offer.Kind {
 	case boot.OfferScript:
 		c.script(offer.Script, reason)
@@ -176,13 +181,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // call is one request on its way.
 type call struct {
-	h   *Handler
-	w   http.ResponseWriter
-	r   *http.Request
-	at  time.Time
-	req boot.Request
-	mac boot.MAC // of the asker by its lease; zero if unknown
-	a   boot.Assignment
+	h    *Handler
+	w    http.ResponseWriter
+	r    *http.Request
+	at   time.Time
+	req  boot.Request
+	site boot.Site // at the address that was asked
+	mac  boot.MAC  // of the asker by its lease; zero if unknown
+	a    boot.Assignment
 }
 
 // traceMAC is whose trace the request belongs to. A MAC address in the path is
@@ -197,7 +203,7 @@ func (c *call) traceMAC() boot.MAC {
 }
 
 func (h *Handler) newCall(w http.ResponseWriter, r *http.Request, path boot.Path) *call {
-	req := boot.Request{Protocol: boot.HTTP, Stage: boot.StageFirmware, Path: path, MAC: path.MAC, Arch: path.Arch}
+	req := boot.Request{Protocol: boot.HTTP, Stage: boot.StageFirmware, Path: path, MAC: path.MAC, Arch: path.Arch, Secure: r.TLS != nil}
 	switch {
 	case strings.HasPrefix(r.UserAgent(), "iPXE/"):
 		req.Stage = boot.StageIPXE
@@ -207,7 +213,7 @@ func (h *Handler) newCall(w http.ResponseWriter, r *http.Request, path boot.Path
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		req.Client = ap.Addr().Unmap()
 	}
-	c := &call{h: h, w: w, r: r, at: h.o.Now()}
+	c := &call{h: h, w: w, r: r, at: h.o.Now(), site: h.o.SiteAt(Local(r.Context()))}
 	if m, ok := h.o.MACOf(req.Client); ok {
 		c.mac = m
 		if req.MAC.IsZero() {
@@ -216,6 +222,20 @@ func (h *Handler) newCall(w http.ResponseWriter, r *http.Request, path boot.Path
 	}
 	c.req = req
 	return c
+}
+
+// Local gives the address of ours that the request of this context came to; not
+// valid when it came by no connection of Serve.
+func Local(ctx context.Context) netip.Addr {
+	at, ok := ctx.Value(http.LocalAddrContextKey).(net.Addr)
+	if !ok {
+		return netip.Addr{}
+	}
+	ap, err := netip.ParseAddrPort(at.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap().WithZone("")
 }
 
 func (c *call) record(answer string, reason boot.Reason) {
@@ -236,7 +256,7 @@ func (c *call) undecided(err error) {
 	c.h.o.Log.Error("boot decision failed", "path", c.req.Path.Redacted(), "client", c.req.Client, "err", err)
 	if hotspare.CodeOf(err) == hotspare.CodeBootToken {
 		// An unknown token is refused as Plan refuses it.
-		offer, reason := c.h.o.Site.Plan(c.req, boot.Assignment{})
+		offer, reason := c.site.Plan(c.req, boot.Assignment{})
 		if offer.Kind == boot.OfferScript {
 			c.script(offer.Script, reason)
 			return
@@ -244,7 +264,7 @@ func (c *call) undecided(err error) {
 		c.deny(reason)
 		return
 	}
-	wait := boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.String()}, Again: c.h.o.Site.Again}
+	wait := boot.Script{Kind: boot.ScriptWait, Title: "this machine waits", Lines: []string{"reason: " + reason.String()}, Again: c.site.Again}
 	switch c.req.Path.Artefact {
 	case boot.ArtefactScript, boot.ArtefactUnassigned:
 		if c.req.Stage == boot.StageIPXE {
@@ -257,7 +277,7 @@ func (c *call) undecided(err error) {
 		return
 	case boot.ArtefactGRUBEntry, boot.ArtefactLoader:
 		// The same for every machine, whatever is meant for it.
-		if offer, reason := c.h.o.Site.Plan(c.req, boot.Assignment{}); offer.Kind == boot.OfferScript {
+		if offer, reason := c.site.Plan(c.req, boot.Assignment{}); offer.Kind == boot.OfferScript {
 			c.script(offer.Script, reason)
 			return
 		} else if offer.Kind == boot.OfferContent {
@@ -293,7 +313,7 @@ func (c *call) script(s boot.Script, reason boot.Reason) {
 		// apart) becomes a wait that says so on the machine's screen.
 		c.h.o.Log.Error("boot script refused", "node", c.a.Node, "err", err)
 		reason = boot.Reason{Rule: boot.RuleUndecided, Code: hotspare.CodeOf(err), Text: "the boot script cannot be written: " + err.Error()}
-		text, err = write(boot.Script{Kind: boot.ScriptWait, Language: s.Language, Title: "this machine waits", Lines: []string{"reason: " + reason.Text}, Again: c.h.o.Site.Again})
+		text, err = write(boot.Script{Kind: boot.ScriptWait, Language: s.Language, Title: "this machine waits", Lines: []string{"reason: " + reason.Text}, Again: c.site.Again})
 		if err != nil {
 			c.record("500", reason)
 			plain(c.w, http.StatusInternalServerError, reason.Text)
