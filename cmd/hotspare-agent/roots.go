@@ -43,7 +43,7 @@ func (a *agent) mountRoot(ctx context.Context, l *load) error {
 	if err != nil {
 		return err
 	}
-	return disk.MountRoot(ctx, disk.Partition(device, image.RootPartition), fstype, pid1.NewRoot)
+	return disk.MountRoot(ctx, disk.Partition(device, image.RootPartition), fstype, image.RootSubvolume, pid1.NewRoot)
 }
 
 // rootInRAM makes the root of an archive that is in memory, or comes there now.
@@ -144,7 +144,7 @@ func (a *agent) rootOnDisk(ctx context.Context, l *load, fstype string) (err err
 	}
 	device := disk.Partition("/dev/"+chosen.Name, rec.Partition(c.Slot))
 	if l.claim.Image.Root == agentlink.RootOnDisk {
-		return disk.MountRoot(ctx, disk.Partition(device, l.claim.Image.RootPartition), fstype, pid1.NewRoot)
+		return disk.MountRoot(ctx, disk.Partition(device, l.claim.Image.RootPartition), fstype, l.claim.Image.RootSubvolume, pid1.NewRoot)
 	}
 	if err := pid1.Load("overlay", "loop"); err != nil {
 		return err
@@ -160,7 +160,7 @@ func (a *agent) rootOnDisk(ctx context.Context, l *load, fstype string) (err err
 		}
 		device = disk.Partition(loop, l.claim.Image.RootPartition)
 	}
-	if err := disk.MountPristine(device, fstype, lowerDir); err != nil {
+	if err := disk.MountPristine(device, fstype, l.claim.Image.RootSubvolume, lowerDir); err != nil {
 		return err
 	}
 	return disk.Overlay(lowerDir, upperDir, pid1.NewRoot)

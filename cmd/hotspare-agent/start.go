@@ -138,6 +138,9 @@ func (a *agent) startImage(ctx context.Context, l *load) error {
 		a.out.mark("switch")
 		return a.timed(l, "enter root", func() error { return a.control.Stay(pid1.NewRoot) })
 	}
+	if err := placeSeed(pid1.NewRoot, l.claim.Seed); err != nil {
+		return err
+	}
 	if err := l.gate.Close(l.gatedUnits()); err != nil {
 		return fmt.Errorf("close the gate of the service group: %w", err)
 	}
@@ -189,6 +192,9 @@ func (a *agent) meetSystemd(ctx context.Context, l *load) {
 		kill, err = manager.KillSwitch(wait, l.gate.Slice())
 		return err
 	})
+	if err == nil {
+		err = a.awaitCloudInit(ctx, l)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.kill, l.managerErr = kill, err

@@ -33,17 +33,26 @@ func Partition(device string, number int) string {
 	return device + strconv.Itoa(number)
 }
 
-// MountRoot mounts the image's root, waiting for its device.
-func MountRoot(ctx context.Context, device, fstype, target string) error {
+// MountRoot mounts the image's root, waiting for its device. subvolume is of a
+// btrfs; empty is its default one.
+func MountRoot(ctx context.Context, device, fstype, subvolume, target string) error {
 	ctx, cancel := context.WithTimeout(ctx, deviceWait)
 	defer cancel()
 	err := until(ctx, notYet, func() error {
-		return unix.Mount(device, target, fstype, unix.MS_NOATIME, "")
+		return unix.Mount(device, target, fstype, unix.MS_NOATIME, rootOptions(fstype, subvolume))
 	})
 	if err != nil {
 		return fmt.Errorf("mount root %s (%s): %w", device, fstype, err)
 	}
 	return nil
+}
+
+// rootOptions are the mount options of a root.
+func rootOptions(fstype, subvolume string, more ...string) string {
+	if fstype == "btrfs" && subvolume != "" {
+		more = append(more, "subvol="+subvolume)
+	}
+	return strings.Join(more, ",")
 }
 
 // notYet says whether a device may only need a little longer.

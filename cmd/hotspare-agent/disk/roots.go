@@ -32,7 +32,7 @@ func Overlay(lower, work, target string) error {
 
 // MountPristine mounts a device at target so that not a byte of it changes: the
 // device itself is made read-only, and a journal is not replayed.
-func MountPristine(device, fstype, target string) error {
+func MountPristine(device, fstype, subvolume, target string) error {
 	f, err := os.Open(device)
 	if err != nil {
 		return err
@@ -44,14 +44,16 @@ func MountPristine(device, fstype, target string) error {
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return err
 	}
-	data := ""
+	var more []string
 	switch fstype {
 	case "ext4":
-		data = "noload"
+		more = []string{"noload"}
 	case "xfs":
-		data = "norecovery,nouuid"
+		more = []string{"norecovery", "nouuid"}
+	case "btrfs":
+		more = []string{"rescue=nologreplay"}
 	}
-	if err := unix.Mount(device, target, fstype, unix.MS_RDONLY|unix.MS_NOATIME, data); err != nil {
+	if err := unix.Mount(device, target, fstype, unix.MS_RDONLY|unix.MS_NOATIME, rootOptions(fstype, subvolume, more...)); err != nil {
 		return fmt.Errorf("mount %s (%s) read-only: %w", device, fstype, err)
 	}
 	return nil

@@ -113,11 +113,11 @@ func TestWaitForAFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "private")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := waitFor(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+	if err := WaitFor(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- waitFor(t.Context(), path) }()
+	go func() { done <- WaitFor(t.Context(), path) }()
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

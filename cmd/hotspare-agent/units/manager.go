@@ -26,7 +26,7 @@ type Manager struct {
 
 // Connect waits until systemd answers.
 func Connect(ctx context.Context) (*Manager, error) {
-	if err := waitFor(ctx, privateSocket); err != nil {
+	if err := WaitFor(ctx, privateSocket); err != nil {
 		return nil, fmt.Errorf("the image's systemd does not answer: %w", err)
 	}
 	m := &Manager{}

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waitFor returns when path exists in its folder, which must exist.
-func waitFor(ctx context.Context, path string) error {
+// WaitFor returns when path exists in its folder, which must exist.
+func WaitFor(ctx context.Context, path string) error {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("inotify: %w", err)
