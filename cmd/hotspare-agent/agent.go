@@ -65,6 +65,7 @@ type agent struct {
 	phase    agentlink.Phase
 	load     *load                // what the node carries, or nil
 	busy     string               // what excludes a claim: the node is about to leave, or writes to a local disk
+	spare    *spareTime           // an installation for later that is under way
 	granted  time.Duration        // when the last granted heartbeat was sent
 	span     time.Duration        // how long a lease it was granted
 	verified map[[2]string]string // disk and slot -> digest that it was read with in this boot

@@ -20,19 +20,25 @@ func (a *agent) install(ctx context.Context, o agentlink.Order) agentlink.Result
 	if err := a.occupy("writes to a local disk"); err != nil {
 		return failed(o, err, nil)
 	}
+	if o.Epoch == 0 {
+		var ended func()
+		ctx, ended = a.inSpareTime(ctx)
+		defer ended()
+	}
 	defer a.vacate()
 	a.forget()
 	did := &steps{a: a}
 	ctx, stop := a.whileGranted(ctx, o)
 	defer stop()
-	if err := a.installTo(ctx, o, did); err != nil {
+	at, err := a.installTo(ctx, o, did)
+	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 			err = cause
 		}
 		return failed(o, err, did.all)
 	}
 	a.link.Poke()
-	return agentlink.Result{OrderID: o.ID, OK: true, Steps: did.all}
+	return agentlink.Result{OrderID: o.ID, OK: true, Steps: did.all, Installed: at}
 }
 
 // whileGranted ends a context when the grant of an order is over.
@@ -74,34 +80,41 @@ type installation struct {
 	did  *steps
 }
 
-func (a *agent) installTo(ctx context.Context, o agentlink.Order, did *steps) (err error) {
+func (a *agent) installTo(ctx context.Context, o agentlink.Order, did *steps) (at *agentlink.Installed, err error) {
 	chosen, err := choose(localDisks(), o.Install.Disk)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if o.Install.Layout != nil && o.Install.Slot == "" {
+		order := *o.Install
+		if order.Slot, err = freeSlot(chosen, order, o.App); err != nil {
+			return nil, err
+		}
+		o.Install = &order
 	}
 	if err := mayWrite(chosen, *o.Install, o.App); err != nil {
-		return err
+		return nil, err
 	}
 	dev, err := disk.OpenLocal("/dev/" + chosen.Name)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", chosen.ID, err)
+		return nil, fmt.Errorf("open %s: %w", chosen.ID, err)
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
 	in := &installation{a: a, o: o, dev: dev, did: did}
 	if err := did.timed("prepare "+chosen.ID, in.prepare); err != nil {
-		return err
+		return nil, err
 	}
 	if err := did.timed("write", func() error { return in.write(ctx) }); err != nil {
-		return err
+		return nil, err
 	}
 	if err := did.timed("verify", func() error { return in.verify(ctx) }); err != nil {
-		return err
+		return nil, err
 	}
 	if err := did.timed("activate", in.activate); err != nil {
-		return err
+		return nil, err
 	}
 	a.remember(chosen.ID, o.Install.Slot, o.Install.Source.Digest)
-	return nil
+	return &agentlink.Installed{Disk: chosen.ID, Slot: o.Install.Slot}, nil
 }
 
 // prepare makes the layout, if it is not there, and notes that the place is being
@@ -114,12 +127,21 @@ func (in *installation) prepare() error {
 	}
 	switch {
 	case want.Layout == nil:
+		if err == nil && old.Layout != nil { // the slots' record would be found first
+			if err := in.dev.Zero(0, 2<<20); err != nil {
+				return err
+			}
+		}
 		if in.rec = slots.Whole(in.dev.Size); err == nil && old.Layout == nil {
 			in.rec = old
 		}
 		if len(in.rec.Copies) == 0 {
 			in.rec.Copies = []slots.Copy{{}}
 		}
+		if in.rec.Head != want.Head { // what stands there is of another image
+			in.rec.Copies[0].State = agentlink.CopyEmpty
+		}
+		in.rec.Head, in.rec.Partitions = want.Head, want.Partitions
 	case err == nil && old.Layout != nil && sameLayout(*old.Layout, *want.Layout):
 		in.rec = old
 	case err == nil && old.Layout != nil && want.Consent != agentlink.ConsentOverwrite:
@@ -145,7 +167,7 @@ func (in *installation) prepare() error {
 			Why: fmt.Sprintf("it has %d bytes, there is room for %d", want.Source.Bytes, length), Fix: "choose a larger disk or larger slots",
 		}
 	}
-	in.part = &disk.Part{Disk: in.dev, At: at, Length: length}
+	in.part = copyPart(in.dev, &in.rec, at, length)
 	c := in.rec.Find(want.Slot)
 	if c == nil {
 		return fmt.Errorf("the record of the disk has no slot %q", want.Slot)
@@ -158,7 +180,16 @@ func (in *installation) prepare() error {
 		Slot: want.Slot, State: agentlink.CopyWriting, App: in.o.App, Epoch: in.o.Epoch, Image: want.Image, Kernel: want.Kernel,
 		Digest: want.Source.Digest, Bytes: want.Source.Bytes,
 	}}
-	return in.rec.Write(in.dev)
+	if err := in.rec.Write(in.dev); err != nil || in.rec.Head == 0 {
+		return err
+	}
+	// From here on nothing on the disk can be started by a firmware.
+	return errors.Join(in.dev.Zero(at, in.rec.Head), in.dev.Sync())
+}
+
+// copyPart gives a copy on a disk as what it was installed from.
+func copyPart(dev *disk.Local, rec *slots.Record, at, length int64) *disk.Part {
+	return &disk.Part{Disk: dev, At: at, Length: length, Head: rec.Head, HeadAt: rec.HeadAt()}
 }
 
 func sameLayout(a, b agentlink.SlotLayout) bool {
@@ -326,7 +357,7 @@ func (in *installation) activate() error {
 		return err
 	}
 	if in.rec.Layout == nil {
-		return in.dev.Reread() // the image's own partitions
+		return in.dev.Reread() // what the kernel knew of before is gone
 	}
 	return nil
 }

@@ -114,6 +114,46 @@ func mayWrite(d agentlink.Disk, o agentlink.Install, app string) error {
 	return nil
 }
 
+// freeSlot chooses the slot of an installation that names none: one where it was
+// begun before, else an empty one, one that nothing starts any more, or the
+// application's own that is not the last. Another application's is never taken.
+func freeSlot(d agentlink.Disk, o agentlink.Install, app string) (string, error) {
+	if d.Holds != holdsSlots {
+		return o.Layout.Slots[0], nil
+	}
+	best, rank := "", 0
+	var full []string
+	for _, c := range d.Copies {
+		r := 0
+		switch mine := c.App == app; {
+		case c.State == agentlink.CopyWriting && mine && c.Digest == o.Source.Digest:
+			r = 6
+		case c.State == agentlink.CopyEmpty:
+			r = 5
+		case c.State == agentlink.CopyDisabled, c.State == agentlink.CopyFailed, c.State == agentlink.CopyWriting:
+			r = 4
+		case mine && c.Digest == o.Source.Digest: // of the same image: what is there was not what was wanted
+			r = 3
+		case mine && !c.Active:
+			r = 2
+		case mine:
+			r = 1
+		default:
+			full = append(full, fmt.Sprintf("%s: %s of %s", c.Slot, c.Image, c.App))
+		}
+		if r > rank {
+			best, rank = c.Slot, r
+		}
+	}
+	if rank == 0 {
+		return "", &hotspare.Error{
+			Code: hotspare.CodeDiskChoice, What: "no slot of the local disk is free", Where: d.ID + " (" + d.Name + ")", Why: strings.Join(full, "; "),
+			Fix: "give the node's disk more slots, or fewer applications the way slot",
+		}
+	}
+	return best, nil
+}
+
 // remember notes that a copy was read and had its digest in this boot. Nothing
 // else writes to local disks while the node is parked, so a start need not read
 // it again.
@@ -214,7 +254,7 @@ func wipeCopy(ctx context.Context, dev *disk.Local, rec *slots.Record, c *slots.
 	if err != nil {
 		return err
 	}
-	part := &disk.Part{Disk: dev, At: at, Length: length}
+	part := copyPart(dev, rec, at, length)
 	if !erase {
 		if rec.Layout != nil {
 			return nil // no firmware knows the slot; the record keeps agents from it

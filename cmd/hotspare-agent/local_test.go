@@ -73,3 +73,35 @@ func TestNothingIsOverwrittenUnasked(t *testing.T) {
 		}
 	}
 }
+
+// An installation that names no slot takes one that nobody needs, and never another
+// application's.
+func TestWhichSlotIsFree(t *testing.T) {
+	ready := func(slot, app, digest string, active bool) agentlink.Copy {
+		return agentlink.Copy{Slot: slot, App: app, Digest: digest, State: agentlink.CopyReady, Active: active}
+	}
+	state := func(slot, app string, s agentlink.CopyState) agentlink.Copy {
+		return agentlink.Copy{Slot: slot, App: app, State: s}
+	}
+	begun := agentlink.Copy{Slot: "C", App: "web", Digest: "new", State: agentlink.CopyWriting}
+	for _, c := range []struct {
+		name   string
+		copies []agentlink.Copy
+		want   string // empty: none
+	}{
+		{"an empty one", []agentlink.Copy{ready("A", "web", "old", true), state("B", "", agentlink.CopyEmpty)}, "B"},
+		{"where it was begun", []agentlink.Copy{state("A", "", agentlink.CopyEmpty), begun}, "C"},
+		{"what another began is not continued", []agentlink.Copy{ready("A", "web", "old", true), {Slot: "B", App: "orders", Digest: "new", State: agentlink.CopyWriting}}, "B"},
+		{"one that nothing starts", []agentlink.Copy{ready("A", "web", "old", true), state("B", "orders", agentlink.CopyDisabled)}, "B"},
+		{"its own older one", []agentlink.Copy{ready("A", "web", "v2", true), ready("B", "web", "v1", false)}, "B"},
+		{"its own only one", []agentlink.Copy{ready("A", "web", "v1", true), ready("B", "orders", "x", false)}, "A"},
+		{"none", []agentlink.Copy{ready("A", "orders", "v1", true), state("B", "shop", agentlink.CopyStarted)}, ""},
+	} {
+		got, err := freeSlot(agentlink.Disk{Holds: holdsSlots, Copies: c.copies}, agentlink.Install{
+			Layout: &agentlink.SlotLayout{Slots: []string{"A", "B", "C"}}, Source: agentlink.Source{Digest: "new"},
+		}, "web")
+		if got != c.want || (err == nil) != (c.want != "") || err != nil && hotspare.CodeOf(err) != hotspare.CodeDiskChoice {
+			t.Errorf("%s: %q, %v", c.name, got, err)
+		}
+	}
+}

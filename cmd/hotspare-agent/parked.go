@@ -107,6 +107,45 @@ func (a *agent) vacate() {
 	a.busy = ""
 }
 
+// spareTime is a long order that nobody waits for, and that ends for one that
+// somebody does.
+type spareTime struct {
+	stop  context.CancelCauseFunc
+	ended chan struct{}
+}
+
+// inSpareTime has an order give way. ended is to be called when the node is free of
+// it.
+func (a *agent) inSpareTime(ctx context.Context) (_ context.Context, ended func()) {
+	ctx, stop := context.WithCancelCause(ctx)
+	s := &spareTime{stop: stop, ended: make(chan struct{})}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.spare = s
+	return ctx, func() {
+		stop(nil)
+		a.mu.Lock()
+		a.spare = nil
+		a.mu.Unlock()
+		close(s.ended)
+	}
+}
+
+// comesFirst ends what is done in spare time, and waits for its end: what was
+// written is noted, so it goes on from there another time.
+func (a *agent) comesFirst(what string) {
+	a.mu.Lock()
+	s := a.spare
+	a.mu.Unlock()
+	if s == nil {
+		return
+	}
+	s.stop(&hotspare.Error{
+		Code: hotspare.CodeUnavailable, What: "the order was given up", Where: a.boot.Node, Why: what + " came first", Fix: "nothing: it is ordered again, and goes on where it ended",
+	})
+	<-s.ended
+}
+
 // steps notes what is done for an order that carries no application.
 type steps struct {
 	a   *agent
@@ -167,6 +206,7 @@ func (a *agent) kexec(ctx context.Context, o agentlink.Order) agentlink.Result {
 			Fix: "start the application by a cold boot",
 		}, nil)
 	}
+	a.comesFirst("another kernel")
 	if err := a.occupy("is about to execute another kernel"); err != nil {
 		return failed(o, err, nil)
 	}

@@ -138,6 +138,11 @@ func (a *agent) rootOnDisk(ctx context.Context, l *load, fstype string) (err err
 		return err
 	}
 	rec, c, err := a.checkCopy(ctx, l, chosen.ID, dev)
+	for _, p := range rec.Partitions {
+		if err == nil {
+			err = dev.AddPartition(p.Number, p.Offset, p.Bytes)
+		}
+	}
 	err = errors.Join(err, dev.Close())
 	if err != nil {
 		return err
@@ -190,7 +195,7 @@ func (a *agent) checkCopy(ctx context.Context, l *load, id string, dev *disk.Loc
 			return rec, *c, err
 		}
 		if err := a.timed(l, "verify "+id+" "+c.Slot, func() error {
-			got, err := diskstream.Digest(ctx, &disk.Part{Disk: dev, At: at, Length: length}, c.Bytes, nil)
+			got, err := diskstream.Digest(ctx, copyPart(dev, &rec, at, length), c.Bytes, nil)
 			if err == nil && got != c.Digest {
 				c.State, c.Active = agentlink.CopyFailed, false
 				err = errors.Join(localCopy(dev, "the copy differs from what was installed", fmt.Errorf("its digest is %s instead of %s", got, c.Digest)), rec.Write(dev))

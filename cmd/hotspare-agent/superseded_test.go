@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"math/big"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -117,5 +118,33 @@ func TestWhatExcludesAClaim(t *testing.T) {
 	}
 	if err := a.occupy("is about to leave"); hotspare.CodeOf(err) != hotspare.CodeConflict {
 		t.Errorf("a node that has carried something leaves: %v", err)
+	}
+}
+
+// A claim does not wait for an installation that nobody waits for: it ends that, and
+// only then finds the node free.
+func TestAClaimEndsWhatIsDoneInSpareTime(t *testing.T) {
+	a := unlinked(t)
+	a.comesFirst("a claim") // nothing is under way
+	begun, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		if err := a.occupy("writes to a local disk"); err != nil {
+			ended <- err
+			return
+		}
+		ctx, free := a.inSpareTime(t.Context())
+		defer free()
+		defer a.vacate()
+		close(begun)
+		<-ctx.Done()
+		ended <- context.Cause(ctx)
+	}()
+	<-begun
+	a.comesFirst("a claim for orders")
+	if err := a.occupy("is claimed"); err != nil {
+		t.Errorf("the node is not free: %v", err)
+	}
+	if err := <-ended; hotspare.CodeOf(err) != hotspare.CodeUnavailable || !strings.Contains(err.Error(), "a claim for orders came first") {
+		t.Errorf("ended by %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bytes"
 	"net"
 	"net/http"
 	"net/netip"
@@ -243,8 +244,24 @@ func flip(t *testing.T, path string, at int64) {
 	}
 }
 
+// partitioned makes a disk image with one partition that holds a file system.
+func partitioned(t *testing.T, fs string) (path string, part agentlink.Partition) {
+	t.Helper()
+	st, err := os.Stat(fs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	part = agentlink.Partition{Number: 1, Offset: 1 << 20, Bytes: st.Size()}
+	path = filepath.Join(t.TempDir(), "disk.raw")
+	command(t, "", "truncate", "-s", strconv.FormatInt(st.Size()+(2<<20), 10), path)
+	command(t, "", "sh", "-c", "printf 'label: gpt\nstart=2048, size="+strconv.FormatInt(st.Size()/512, 10)+"\n' | sfdisk -q "+path)
+	command(t, "", "dd", "if="+fs, "of="+path, "bs=1M", "seek=1", "conv=notrunc", "status=none")
+	return path, part
+}
+
 // An image is installed to a whole disk, started from there, and disabled when it
-// is released: what is left does not boot.
+// is released. Neither then nor before is there anything on the disk that a firmware
+// would start.
 func TestInstallationOfAWholeDisk(t *testing.T) {
 	full(t)
 	if !inNamespace(t) {
@@ -252,13 +269,21 @@ func TestInstallationOfAWholeDisk(t *testing.T) {
 	}
 	serveDHCP(t)
 	a, d, env := newAppliance(t), serviceDisks(t), buildEnvironment(t)
-	src := serveStream(t, makeServiceImage(t))
+	image, part := partitioned(t, makeServiceImage(t))
+	src := serveStream(t, image)
 	mine, options := makeDisk(t, "mine", 128<<20)
 	n := park(t, a, env, 0xc1, options)
 	local := agentlink.DiskSelector{Serial: "mine"}
-	n.must(agentlink.Order{ID: "install", App: "web", Epoch: 21, Install: &agentlink.Install{Disk: local, Source: src.source, Image: "web:1"}})
-	claim := serviceClaim(t, d, 21, agentlink.Image{Root: agentlink.RootOnDisk, Local: &agentlink.Local{Disk: local, Digest: src.source.Digest}})
+	res := n.must(agentlink.Order{ID: "install", App: "web", Epoch: 21, Install: &agentlink.Install{
+		Disk: local, Source: src.source, Image: "web:1", Head: 8 << 10, Partitions: []agentlink.Partition{part},
+	}})
+	if res.Installed == nil || res.Installed.Disk != "serial-virtio-mine" || res.Installed.Slot != "" {
+		t.Errorf("installed on %+v", res.Installed)
+	}
+	noTable(t, mine)
+	claim := serviceClaim(t, d, 21, agentlink.Image{Root: agentlink.RootOnDisk, RootPartition: 1, Local: &agentlink.Local{Disk: local, Digest: src.source.Digest}})
 	n.become(claim)
+	noTable(t, mine)
 	n = park(t, a, env, 0xc2, options)
 	facts := n.s.Facts
 	if c := facts.Disks[0].Copies; facts.Disks[0].Holds != "hotspare install" || len(c) != 1 || c[0].State != agentlink.CopyStarted || c[0].App != "web" {
@@ -286,6 +311,23 @@ func TestInstallationOfAWholeDisk(t *testing.T) {
 		if b != 0 {
 			t.Fatalf("byte %d of the disk is left: it might boot", i)
 		}
+	}
+}
+
+// noTable checks that nothing tells of partitions or boot code on a disk.
+func noTable(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	head := make([]byte, 8<<10)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(head, make([]byte, len(head))) {
+		t.Error("the disk begins with what a firmware starts")
 	}
 }
 

@@ -121,6 +121,8 @@ type Result struct {
 	Code    hotspare.Code `json:"code,omitempty"`
 	Why     string        `json:"why,omitempty"`
 	Steps   []Step        `json:"steps,omitempty"`
+
+	Installed *Installed `json:"installed,omitempty"` // of an Install
 }
 
 // Step is one thing done for an order, with its duration.

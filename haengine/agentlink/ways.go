@@ -94,9 +94,35 @@ type Install struct {
 	Consent Consent      `json:"consent,omitempty"`
 	Source  Source       `json:"source"`
 	Layout  *SlotLayout  `json:"layout,omitempty"` // nil: the whole disk
-	Slot    string       `json:"slot,omitempty"`   // with Layout
+	Slot    string       `json:"slot,omitempty"`   // with Layout; empty: the node takes one that is free, or the application's oldest
 	Image   string       `json:"image"`            // name:version, for the disk's own record
 	Kernel  string       `json:"kernel,omitempty"` // release, for the disk's own record
+
+	// Of a whole disk: so many bytes at the start of the contents are kept in the
+	// disk's record, and zeros stand in their place, so that no firmware ever starts
+	// the copy by itself (SAFETY S2a). What was in that partition table comes here,
+	// for the kernel of a start.
+	Head       int64       `json:"head,omitempty"`
+	Partitions []Partition `json:"partitions,omitempty"`
+}
+
+// MaxHead bounds Install.Head in bytes.
+const MaxHead = 64 << 10
+
+// MaxPartitions bounds Install.Partitions.
+const MaxPartitions = 128
+
+// Partition is a part of the contents of a disk.
+type Partition struct {
+	Number int   `json:"number"`
+	Offset int64 `json:"offset"` // bytes from the start of the contents
+	Bytes  int64 `json:"bytes"`
+}
+
+// Installed says where an installation went.
+type Installed struct {
+	Disk string `json:"disk"` // Disk.ID
+	Slot string `json:"slot,omitempty"`
 }
 
 // Wipe takes the local traces of applications off a node's disks: with Erase the
@@ -215,14 +241,24 @@ func (i Install) validate() error {
 		return fmt.Errorf("consent %q", i.Consent)
 	case i.Consent == ConsentOverwrite && !i.Disk.named():
 		return errors.New("a disk that may hold foreign data must be named by its id, WWN or serial number")
-	case (i.Layout == nil) != (i.Slot == ""):
-		return errors.New("a layout and a slot belong together")
+	case i.Layout == nil && i.Slot != "":
+		return errors.New("a slot needs a layout")
+	case i.Head < 0 || i.Head > min(MaxHead, i.Source.Bytes) || i.Head%512 != 0:
+		return fmt.Errorf("a head of %d bytes", i.Head)
+	case i.Layout != nil && (i.Head != 0 || len(i.Partitions) != 0):
+		return errors.New("only a whole disk has a head and partitions of its own")
 	}
 	if i.Layout == nil {
-		return nil
+		return validatePartitions(i.Partitions, i.Source.Bytes)
 	}
 	if err := i.Layout.validate(); err != nil {
 		return err
+	}
+	if i.Slot == "" {
+		if i.Source.Bytes > i.Layout.SlotBytes {
+			return fmt.Errorf("%d bytes do not fit into a slot of %d", i.Source.Bytes, i.Layout.SlotBytes)
+		}
+		return nil
 	}
 	for _, s := range i.Layout.Slots {
 		if s == i.Slot {
@@ -233,6 +269,18 @@ func (i Install) validate() error {
 		}
 	}
 	return fmt.Errorf("the layout has no slot %q", i.Slot)
+}
+
+func validatePartitions(all []Partition, bytes int64) error {
+	if len(all) > MaxPartitions {
+		return fmt.Errorf("%d partitions, possible are %d", len(all), MaxPartitions)
+	}
+	for _, p := range all {
+		if p.Number < 1 || p.Number > 255 || p.Offset < 512 || p.Bytes <= 0 || p.Offset%512 != 0 || p.Bytes%512 != 0 || p.Offset > bytes-p.Bytes {
+			return fmt.Errorf("partition %d: %d bytes at %d of %d", p.Number, p.Bytes, p.Offset, bytes)
+		}
+	}
+	return nil
 }
 
 func (l SlotLayout) validate() error {

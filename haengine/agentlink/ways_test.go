@@ -108,6 +108,17 @@ func TestOrdersOfWaysAreChecked(t *testing.T) {
 		{"a slot that the layout lacks", installOrder, func(o *agentlink.Order) { o.Install.Slot = "C" }},
 		{"a slot without a layout", installOrder, func(o *agentlink.Order) { o.Install.Layout = nil }},
 		{"a slot that is too small", installOrder, func(o *agentlink.Order) { o.Install.Source.Bytes++ }},
+		{"more than any slot takes", installOrder, func(o *agentlink.Order) { o.Install.Slot = ""; o.Install.Source.Bytes = o.Install.Layout.SlotBytes + 1 }},
+		{"a head in a slot", installOrder, func(o *agentlink.Order) { o.Install.Head = 512 }},
+		{"half a sector as head", installOrder, func(o *agentlink.Order) { wholeDisk(o); o.Install.Head = 100 }},
+		{"a partition outside", installOrder, func(o *agentlink.Order) {
+			wholeDisk(o)
+			o.Install.Partitions = []agentlink.Partition{{Number: 1, Offset: 512, Bytes: o.Install.Source.Bytes}}
+		}},
+		{"a partition without a number", installOrder, func(o *agentlink.Order) {
+			wholeDisk(o)
+			o.Install.Partitions = []agentlink.Partition{{Offset: 512, Bytes: 512}}
+		}},
 		{"a slot twice", installOrder, func(o *agentlink.Order) { o.Install.Layout.Slots[1] = "A" }},
 		{"a slot with a bad name", installOrder, func(o *agentlink.Order) { o.Install.Layout.Slots[1] = "../B" }},
 		{"an empty source", installOrder, func(o *agentlink.Order) { o.Install.Source.Bytes = 0 }},
@@ -275,3 +286,5 @@ func TestStandbyBootsAreForNoGrant(t *testing.T) {
 		t.Error("a standby boot with an epoch is accepted")
 	}
 }
+
+func wholeDisk(o *agentlink.Order) { o.Install.Layout, o.Install.Slot = nil, "" }

@@ -98,6 +98,18 @@ func (l *Local) Reread() error {
 	return unix.IoctlSetInt(int(l.plain.Fd()), unix.BLKRRPART, 0)
 }
 
+// AddPartition gives the kernel a partition that no table on the disk tells of. One
+// that it has already is left as it is.
+func (l *Local) AddPartition(number int, at, length int64) error {
+	p := unix.BlkpgPartition{Start: at, Length: length, Pno: int32(number)}
+	arg := unix.BlkpgIoctlArg{Op: unix.BLKPG_ADD_PARTITION, Datalen: int32(unsafe.Sizeof(p)), Data: (*byte)(unsafe.Pointer(&p))}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, l.plain.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg)))
+	if errno != 0 && errno != unix.EBUSY {
+		return fmt.Errorf("partition %d of %s: %w", number, l.Path, errno)
+	}
+	return nil
+}
+
 func takesDirect(b []byte, at int64) bool {
 	return len(b) > 0 && at%directAlign == 0 && len(b)%directAlign == 0 && uintptr(unsafe.Pointer(&b[0]))%directAlign == 0
 }
@@ -106,6 +118,8 @@ func takesDirect(b []byte, at int64) bool {
 type Part struct {
 	Disk       *Local
 	At, Length int64
+	Head       int64 // so many bytes of the part are not at At, but
+	HeadAt     int64 // here
 
 	mu sync.Mutex // the page cache's turn: an unaligned end
 }
@@ -115,7 +129,16 @@ func (p *Part) ReadAt(b []byte, at int64) (int, error) {
 	if err := p.check(at, int64(len(b))); err != nil {
 		return 0, err
 	}
-	return p.Disk.ReadAt(b, p.At+at)
+	if at >= p.Head {
+		return p.Disk.ReadAt(b, p.At+at)
+	}
+	k := min(int64(len(b)), p.Head-at)
+	n, err := p.Disk.ReadAt(b[:k], p.HeadAt+at)
+	if err != nil || k == int64(len(b)) {
+		return n, err
+	}
+	rest, err := p.Disk.ReadAt(b[k:], p.At+p.Head)
+	return n + rest, err
 }
 
 // WriteAt writes at an offset of the part.
@@ -123,17 +146,40 @@ func (p *Part) WriteAt(b []byte, at int64) (int, error) {
 	if err := p.check(at, int64(len(b))); err != nil {
 		return 0, err
 	}
-	if !takesDirect(b, p.At+at) {
+	if at >= p.Head {
+		return p.write(b, p.At+at)
+	}
+	k := min(int64(len(b)), p.Head-at)
+	n, err := p.write(b[:k], p.HeadAt+at)
+	if err != nil || k == int64(len(b)) {
+		return n, err
+	}
+	rest, err := p.write(b[k:], p.At+p.Head)
+	return n + rest, err
+}
+
+func (p *Part) write(b []byte, at int64) (int, error) {
+	if !takesDirect(b, at) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 	}
-	return p.Disk.WriteAt(b, p.At+at)
+	return p.Disk.WriteAt(b, at)
 }
 
 // Zero makes a range of the part read as zeros.
 func (p *Part) Zero(at, length int64) error {
 	if err := p.check(at, length); err != nil {
 		return err
+	}
+	if at < p.Head {
+		k := min(length, p.Head-at)
+		if err := p.Disk.Zero(p.HeadAt+at, k); err != nil {
+			return err
+		}
+		at, length = at+k, length-k
+	}
+	if length == 0 {
+		return nil
 	}
 	return p.Disk.Zero(p.At+at, length)
 }

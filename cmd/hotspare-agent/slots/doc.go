@@ -11,7 +11,10 @@
 //	end     GPT, second copy
 //
 // A disk that is one installation holds the image from its first byte on, and the
-// record 1 MiB before its end.
+// record 1 MiB before its end. The head of the image, with its boot code and its
+// partition table, is kept 256 KiB into the record's area, and zeros stand in its
+// place: no firmware finds anything to start on the disk, whoever asks it to (SAFETY
+// S2a). The agent of a live grant gives the partitions to the kernel by itself.
 //
 // The record stands in two places that are written in turn, so that a cut of
 // power leaves the old or the new one. Each: "HSLOCAL1", sequence 8, length of

@@ -25,6 +25,7 @@ const (
 	recordMagic = "HSLOCAL1"
 	recordHead  = 24
 	recordGap   = 512 << 10 // between its two places
+	headGap     = 256 << 10 // where the head of a whole disk's contents is kept
 	recordMax   = 64 << 10
 	recordArea  = 1 << 20
 
@@ -36,6 +37,11 @@ type Record struct {
 	Version int                   `json:"version"`
 	Layout  *agentlink.SlotLayout `json:"layout,omitempty"` // nil: the disk is one installation
 	Copies  []Copy                `json:"copies"`
+
+	// Of a disk that is one installation: the first Head bytes of the contents are
+	// in the record's area and zeros on the disk, and this was in their table.
+	Head       int64                 `json:"head,omitempty"`
+	Partitions []agentlink.Partition `json:"partitions,omitempty"`
 
 	seq uint64
 	at  int64 // of the record's area
@@ -107,6 +113,9 @@ func parse(b []byte) (Record, error) {
 		if err := CheckLayout(*r.Layout); err != nil {
 			return Record{}, err
 		}
+	}
+	if r.Head < 0 || r.Head > agentlink.MaxHead {
+		return Record{}, fmt.Errorf("slots: a head of %d bytes", r.Head)
 	}
 	r.seq = binary.LittleEndian.Uint64(b[8:])
 	return r, nil
@@ -187,6 +196,9 @@ func (r *Record) Place(slot string, size int64) (at, length int64, err error) {
 	}
 	return 0, 0, fmt.Errorf("slots: the disk has no slot %q", slot)
 }
+
+// HeadAt gives where on the disk the head of the contents is kept.
+func (r *Record) HeadAt() int64 { return r.at + headGap }
 
 // Partition gives the number of a slot's partition.
 func (r *Record) Partition(slot string) int {
