@@ -15,7 +15,7 @@ func dhcpCommand() *cobra.Command {
 }
 
 func dhcpSnippetCommand() *cobra.Command {
-	var config string
+	var config, link string
 	cmd := &cobra.Command{
 		Use:   "snippet dnsmasq|kea|isc",
 		Short: "Print what another DHCP server needs so that its machines boot here",
@@ -28,7 +28,7 @@ true. The snippet holds no secret.`,
 			if err != nil {
 				return err
 			}
-			text, err := appliance.Snippet(cfg, args[0])
+			text, err := appliance.Snippet(cfg, args[0], link)
 			if err != nil {
 				return err
 			}
@@ -37,5 +37,6 @@ true. The snippet holds no secret.`,
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", "/etc/hotspare/hotspare.yaml", "configuration file")
+	cmd.Flags().StringVar(&link, "link", "", "interface that the other server gives addresses on, where several are configured")
 	return cmd
 }

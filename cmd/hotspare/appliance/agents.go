@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"hotspare"
@@ -43,7 +44,7 @@ func (a *agents) Claim(ctx context.Context, c haengine.Claim) error {
 	if err != nil {
 		return err
 	}
-	logins, err := a.volumes.logins(c, a.cfg)
+	logins, err := a.volumes.logins(c, a.cfg.portal(a.nearby(c.Node)))
 	if err != nil {
 		return err
 	}
@@ -79,6 +80,20 @@ func claimed(img images.Image) agentlink.Image {
 // Release orders an orderly stop and waits for its attestation.
 func (a *agents) Release(ctx context.Context, r haengine.Release) error {
 	return a.send(ctx, r.Order, r.BootID, agentlink.Order{Release: &agentlink.Release{Why: "the application moves"}})
+}
+
+// nearby gives the link over which a node's agent has come; without a session the
+// first one.
+func (a *agents) nearby(node string) LinkConfig {
+	for _, s := range a.link.Sessions() {
+		if s.Node != node {
+			continue
+		}
+		if from, err := netip.ParseAddrPort(s.Remote); err == nil {
+			return a.cfg.Network.toward(from.Addr())
+		}
+	}
+	return a.cfg.Network.links()[0]
 }
 
 func (a *agents) send(ctx context.Context, h haengine.Order, bootID string, o agentlink.Order) error {

@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,7 +66,8 @@ type Appliance struct {
 	boots    *boots
 	agents   *agents
 	link     *server.Server
-	dhcp     *dhcp.Server // nil when DHCP is off
+	dhcp     dhcpLinks // those where it is on
+	network  *network  // what is told of the links
 	recorder *boot.Recorder
 	ladders  *ladders
 	machines *machines // that are no nodes
@@ -98,11 +100,11 @@ func Start(ctx context.Context, o Options) (*Appliance, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &Appliance{cfg: o.Config, version: o.Version, log: o.Log, parts: newLifecycle(o.Log), recorder: boot.NewRecorder(0, 0), notices: make(chan cow.Notice, noticeRoom)}
+	a := &Appliance{cfg: o.Config, version: o.Version, log: o.Log, parts: newLifecycle(o.Log), recorder: boot.NewRecorder(0, 0), network: &network{alarms: make(chan linkAlarm, alarmRoom)}, notices: make(chan cow.Notice, noticeRoom)}
 	if err := a.setup(ctx); err != nil {
 		return nil, errors.Join(err, a.parts.stop(stopBound))
 	}
-	a.log.Info("hotspare serves", "version", a.version, "interface", a.cfg.Network.Interface, "address", a.cfg.Network.Address, "api", a.cfg.API, "socket", a.cfg.Socket)
+	a.log.Info("hotspare serves", "version", a.version, "links", a.cfg.Network.served(), "api", a.cfg.API, "socket", a.cfg.Socket)
 	return a, nil
 }
 
@@ -112,10 +114,12 @@ func (a *Appliance) Stop() error { return a.parts.stop(stopBound) }
 
 // setup is one straight list: each step needs the ones before it.
 func (a *Appliance) setup(ctx context.Context) error {
-	if _, err := net.InterfaceByName(a.cfg.Network.Interface); err != nil {
-		return &hotspare.Error{
-			Code: hotspare.CodeNoInterface, What: "the interface to serve does not exist", Where: a.cfg.Network.Interface, Err: err,
-			Fix: "ip -br link lists the interfaces; correct network.interface",
+	for _, l := range a.cfg.Network.links() {
+		if _, err := net.InterfaceByName(l.Interface); err != nil {
+			return &hotspare.Error{
+				Code: hotspare.CodeNoInterface, What: "the interface to serve does not exist", Where: l.Interface, Err: err,
+				Fix: "ip -br link lists the interfaces; correct network.interface",
+			}
 		}
 	}
 	if err := os.MkdirAll(a.cfg.State, 0o700); err != nil {
@@ -203,7 +207,7 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	a.agents = &agents{cfg: a.cfg, attempts: a.attempts, volumes: a.volumes, images: a.images, ladders: a.ladders, log: a.log.With("part", "agents")}
 	a.engine, err = runner.New(ctx, runner.Options{
 		Journal: a.state, Power: a.bmcs, Booter: a.boots, Volumes: a.volumes, Agents: a.agents, Preparer: preparer{a.boots},
-		Prober: prober{iface: a.cfg.Network.Interface, wait: 300 * time.Millisecond}, Notifier: notifier{a.log.With("part", "notify")},
+		Prober: prober{link: a.cfg.Network.interfaceOf, wait: 300 * time.Millisecond}, Notifier: notifier{a.log.With("part", "notify")},
 		Log: a.log.With("part", "engine"),
 	})
 	if err != nil {
@@ -212,7 +216,7 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	if err := a.attempts.only(func(node string) bool { _, ok := a.node(node); return ok }); err != nil {
 		return err
 	}
-	a.agents.engine, a.agents.approved, a.boots.send = a.engine, a.boots.approved, a.agents.send
+	a.agents.engine, a.agents.approved, a.boots.send, a.boots.nearby = a.engine, a.boots.approved, a.agents.send, a.agents.nearby
 	return nil
 }
 
@@ -235,7 +239,7 @@ func (a *Appliance) openLink(ctx context.Context) error {
 		return err
 	}
 	a.boots.ca, a.finder.ca = ca.PEM, ca.PEM
-	ln, err := a.listen(ctx, "tcp", a.cfg.link())
+	ln, err := a.listenOnLinks(ctx, a.cfg.link)
 	if err != nil {
 		return err
 	}
@@ -312,12 +316,13 @@ func (a *Appliance) nodeByMAC(m boot.MAC) (*haengine.NodeState, bool) {
 }
 
 // taken turns a bind error into one that names the holder of the port.
-func (a *Appliance) taken(err error, network string, port uint16) error {
+func (a *Appliance) taken(err error, network string, at netip.AddrPort) error {
+	port := at.Port()
 	if err == nil || hotspare.CodeOf(err) != "" || !isInUse(err) {
 		return err
 	}
 	e := &hotspare.Error{
-		Code: hotspare.CodePortTaken, What: fmt.Sprintf("port %d/%s is taken", port, network), Where: a.cfg.Network.Address.Addr().String(), Err: err,
+		Code: hotspare.CodePortTaken, What: fmt.Sprintf("port %d/%s is taken", port, network), Where: at.Addr().String(), Err: err,
 		Fix: "stop the service that holds it, or give hotspare another port",
 	}
 	if who, herr := dhcp.PortHolder(network, port); herr == nil && who != "" {

@@ -40,6 +40,8 @@ type boots struct {
 
 	// send gives an order to a node's agent; set before anything is served.
 	send func(ctx context.Context, h haengine.Order, bootID string, o agentlink.Order) error
+	// nearby gives the link over which a node's agent has come; likewise.
+	nearby func(node string) LinkConfig
 }
 
 // Boot prepares the answers for the node and powers it on. A node that joined
@@ -191,7 +193,7 @@ func (b *boots) approved(node string) bool {
 // firmware adds what the node's document says of its firmware.
 func (b *boots) firmware(a *boot.Assignment) {
 	if n, ok := b.nodes(a.Node); ok {
-		a.SecureBoot, a.Loader = n.Spec.SecureBoot, n.Spec.Loader
+		a.SecureBoot, a.Loader, a.HTTPS = n.Spec.SecureBoot, n.Spec.Loader, boot.HTTPS(n.Spec.HTTPS)
 	}
 }
 
@@ -216,7 +218,7 @@ func (b *boots) idle(r boot.Request) boot.Assignment {
 	}
 	return boot.Assignment{
 		Node: n.Spec.Name, Approved: n.Spec.Approved, Kind: boot.KindNone, Reason: reason, MAC: m,
-		SecureBoot: n.Spec.SecureBoot, Loader: n.Spec.Loader,
+		SecureBoot: n.Spec.SecureBoot, Loader: n.Spec.Loader, HTTPS: boot.HTTPS(n.Spec.HTTPS),
 	}
 }
 
@@ -231,9 +233,9 @@ func (b *boots) Open(ctx context.Context, token string, what boot.Artefact) (htt
 	}
 	switch what {
 	case boot.ArtefactJoin:
-		return b.join(token)
+		return b.join(token, b.cfg.Network.asked(ctx))
 	case boot.ArtefactSAN:
-		return b.san(token)
+		return b.san(token, b.cfg.Network.asked(ctx))
 	}
 	kernel, initrd, _, err := b.files(ctx, x.Image)
 	if err != nil {
@@ -261,12 +263,12 @@ func (f bootFile) open() (httpboot.File, error) {
 }
 
 // join mints the join token and gives the archive that carries it, once.
-func (b *boots) join(bootToken string) (httpboot.File, error) {
+func (b *boots) join(bootToken string, link LinkConfig) (httpboot.File, error) {
 	x, secret, err := b.attempts.mint(bootToken)
 	if err != nil {
 		return httpboot.File{}, err
 	}
-	archive, err := b.joinArchive(x, secret)
+	archive, err := b.joinArchive(x, secret, link)
 	if err != nil {
 		return httpboot.File{}, err
 	}

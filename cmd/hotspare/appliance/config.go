@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,7 +17,7 @@ type Config struct {
 	State     string          `yaml:"state"`    // folder for everything durable
 	Socket    string          `yaml:"socket"`   // unix socket of the API, mode 0600
 	API       string          `yaml:"api"`      // further address of the API; it asks for the token
-	Network   NetworkConfig   `yaml:"network"`  // the segment that is served
+	Network   NetworkConfig   `yaml:"network"`  // the links that are served
 	Agent     string          `yaml:"agent"`    // static hotspare-agent binary that goes into initramfs
 	Loaders   string          `yaml:"loaders"`  // folder with undionly.kpxe, ipxe.efi, snponly.efi (Debian: package ipxe)
 	Firmware  FirmwareConfig  `yaml:"firmware"` // which of them each firmware gets
@@ -35,19 +34,17 @@ type Config struct {
 	PlannedOutage *haengine.Duration `yaml:"plannedOutage"`
 }
 
-// NetworkConfig names the interface and what is served on it. A port of 0 means
-// the service's own.
+// NetworkConfig names the links and what is served on each of them. The fields of
+// one link may stand in it directly; further links, or all, are in Links. Ports are
+// the same on all links; 0 means the service's own.
 type NetworkConfig struct {
-	Interface string       `yaml:"interface"`
-	Address   netip.Prefix `yaml:"address"` // the appliance's own address on it
-	Gateway   netip.Addr   `yaml:"gateway"`
-	DNS       []netip.Addr `yaml:"dns"`
-	DHCP      DHCPConfig   `yaml:"dhcp"`
-	HTTPPort  uint16       `yaml:"httpPort"`
-	TFTPPort  uint16       `yaml:"tftpPort"`
-	ISCSIPort uint16       `yaml:"iscsiPort"`
-	AgentPort uint16       `yaml:"agentPort"`
-	RouterAds bool         `yaml:"routerAdvertisements"` // answer IPv6 router solicitations with lifetime 0
+	LinkConfig `yaml:",inline"`
+	Links      []LinkConfig `yaml:"links"`
+	HTTPPort   uint16       `yaml:"httpPort"`
+	TFTPPort   uint16       `yaml:"tftpPort"`
+	ISCSIPort  uint16       `yaml:"iscsiPort"`
+	AgentPort  uint16       `yaml:"agentPort"`
+	HTTPS      HTTPSConfig  `yaml:"https"` // boot files over TLS
 }
 
 // BMCConfig holds the bounds of BMC commands.
@@ -99,13 +96,12 @@ func (c Config) WithDefaults() Config {
 	def(&c.Agent, "/usr/lib/hotspare/hotspare-agent")
 	def(&c.Console, "ttyS0,115200")
 	def(&c.Modules, "generic")
-	def(&c.Network.DHCP.Mode, "off")
+	c.Network = c.Network.withDefaults()
 	def(&c.Discovery.Mode, "wait")
 	port(&c.Network.HTTPPort, 80)
 	port(&c.Network.TFTPPort, 69)
 	port(&c.Network.ISCSIPort, 3260)
 	port(&c.Network.AgentPort, 7443)
-	span(&c.Network.DHCP.Lease, 10*time.Minute)
 	span(&c.BMC.Timeout, 5*time.Second)
 	span(&c.BMC.ReadGap, 500*time.Millisecond)
 	span(&c.BMC.Deadline, 20*time.Second)
@@ -122,30 +118,10 @@ func (c Config) Validate(where string) error {
 	bad := func(what, fix string) error {
 		return &hotspare.Error{Code: hotspare.CodeInvalid, What: what, Where: where, Fix: fix}
 	}
-	n := c.Network
-	switch {
-	case n.Interface == "":
-		return bad("network.interface is missing", "name the interface of the segment to serve, e.g. eno2")
-	case !n.Address.IsValid() || !n.Address.Addr().Is4():
-		return bad("network.address is missing or not IPv4", "give the appliance's own address with its prefix length, e.g. 10.77.0.1/24")
-	case !filepath.IsAbs(c.State):
+	if !filepath.IsAbs(c.State) {
 		return bad(fmt.Sprintf("state %q is not an absolute path", c.State), "give an absolute path")
 	}
-	switch n.DHCP.Mode {
-	case "off", "proxy":
-	case "authoritative":
-		net := n.Address.Masked()
-		if !net.Contains(n.DHCP.From) || !net.Contains(n.DHCP.To) || n.DHCP.To.Less(n.DHCP.From) {
-			return bad(fmt.Sprintf("network.dhcp range %s to %s is not within %s", n.DHCP.From, n.DHCP.To, net),
-				"give `from` and `to` inside the network, in ascending order")
-		}
-	default:
-		return bad(fmt.Sprintf("network.dhcp.mode %q is not known", n.DHCP.Mode), "use authoritative, proxy or off")
-	}
-	if _, err := n.dhcpOptions(); err != nil {
-		return err
-	}
-	if _, err := newNodeAddresses(n, nil); err != nil {
+	if err := c.Network.validate(where); err != nil {
 		return err
 	}
 	if err := c.Storage.validate(); err != nil {
@@ -167,19 +143,4 @@ func (c Config) Validate(where string) error {
 		return bad("cmdline holds a line break", "write the kernel arguments in one line")
 	}
 	return nil
-}
-
-// portal is where nodes reach the iSCSI target.
-func (c Config) portal() netip.AddrPort {
-	return netip.AddrPortFrom(c.Network.Address.Addr(), c.Network.ISCSIPort)
-}
-
-// link is where agents reach the appliance.
-func (c Config) link() netip.AddrPort {
-	return netip.AddrPortFrom(c.Network.Address.Addr(), c.Network.AgentPort)
-}
-
-// httpAddr is where boot files are served.
-func (c Config) httpAddr() netip.AddrPort {
-	return netip.AddrPortFrom(c.Network.Address.Addr(), c.Network.HTTPPort)
 }

@@ -240,7 +240,7 @@ func (d *discovery) kernel() (discoveryKernel, error) {
 // initramfs builds or finds the archive of the environment. It holds the
 // appliance's address and CA, and no secret.
 func (d *discovery) initramfs(ctx context.Context, k discoveryKernel) (standby.Result, error) {
-	text, err := agentlink.EncodeBootConfig(agentlink.BootConfig{Appliance: d.cfg.link(), CA: string(d.ca()), Mode: agentlink.ModeDiscovery})
+	text, err := agentlink.EncodeBootConfig(agentlink.BootConfig{Appliance: d.cfg.link(d.cfg.Network.asked(ctx)), CA: string(d.ca()), Mode: agentlink.ModeDiscovery})
 	if err != nil {
 		return standby.Result{}, err
 	}

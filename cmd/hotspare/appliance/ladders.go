@@ -14,7 +14,6 @@ import (
 
 	"hotspare"
 	"hotspare/boot"
-	"hotspare/boot/dhcp"
 	"hotspare/haengine"
 	"hotspare/haengine/agentlink"
 	"hotspare/haengine/agentlink/server"
@@ -28,7 +27,7 @@ type ladders struct {
 	rec  *boot.Recorder
 	now  func() time.Time
 	node func(name string) (*haengine.NodeState, bool)
-	dhcp atomic.Pointer[dhcp.Server] // nil while and where DHCP is off
+	dhcp atomic.Pointer[dhcpLinks] // empty while and where DHCP is off
 	log  *slog.Logger
 
 	mu     sync.Mutex
@@ -369,8 +368,8 @@ func (l *ladders) login(a iscsi.LoginAsked, err error) {
 // from says whether an address is a node's by its lease. Where hotspare gives no
 // addresses nothing tells better than the name.
 func (l *ladders) from(node string, addr netip.Addr) bool {
-	s := l.dhcp.Load()
-	if s == nil {
+	s := l.links()
+	if len(s) == 0 {
 		return true
 	}
 	n, ok := l.node(node)
@@ -412,23 +411,23 @@ func (l *ladders) sample(node string, s haengine.Sample) {
 	l.add(node, e)
 }
 
+// links is DHCP on the links where it is served.
+func (l *ladders) links() dhcpLinks {
+	if s := l.dhcp.Load(); s != nil {
+		return *s
+	}
+	return nil
+}
+
 // lease gives the machine that has an address of hotspare's DHCP.
 func (l *ladders) lease(addr netip.Addr) (boot.MAC, bool) {
-	s := l.dhcp.Load()
-	if s == nil {
-		return boot.MAC{}, false
-	}
-	return s.MACOf(addr)
+	return l.links().MACOf(addr)
 }
 
 // foreign names the other DHCP servers of the segment.
 func (l *ladders) foreign() []boot.Foreign {
-	s := l.dhcp.Load()
-	if s == nil {
-		return nil
-	}
 	var out []boot.Foreign
-	for _, f := range s.ForeignServers() {
+	for _, f := range l.links().ForeignServers() {
 		out = append(out, boot.Foreign{Server: f.Server, About: f.Vendor})
 	}
 	return out

@@ -48,8 +48,8 @@ func (f FirmwareConfig) validate() error {
 	return nil
 }
 
-// over lays the configured loaders over the defaults.
-func over(def map[boot.Arch]string, configured map[string]string) map[boot.Arch]string {
+// overlaid lays the configured loaders over the defaults.
+func overlaid(def map[boot.Arch]string, configured map[string]string) map[boot.Arch]string {
 	for word, file := range configured {
 		if arch, err := boot.ParseArch(word); err == nil {
 			def[arch] = file
@@ -64,8 +64,8 @@ func over(def map[boot.Arch]string, configured map[string]string) map[boot.Arch]
 func (a *Appliance) bootSite() boot.Site {
 	f := a.cfg.Firmware
 	site := boot.Site{
-		Server: a.cfg.Network.Address.Addr(), HTTPPort: a.cfg.Network.HTTPPort,
-		Loaders: over(boot.DefaultLoaders(), f.Loaders), SecureLoaders: over(boot.DefaultSecureLoaders(), f.SecureBoot),
+		Server: a.cfg.Network.links()[0].Address.Addr(), HTTPPort: a.cfg.Network.HTTPPort,
+		Loaders: overlaid(boot.DefaultLoaders(), f.Loaders), SecureLoaders: overlaid(boot.DefaultSecureLoaders(), f.SecureBoot),
 	}
 	for _, table := range []map[boot.Arch]string{site.Loaders, site.SecureLoaders} {
 		for arch, name := range table {
@@ -167,15 +167,17 @@ func (b *boots) loader(name string) (io.ReadSeekCloser, error) {
 // overTFTP answers for what shim and GRUB fetch over TFTP: the decision is the
 // plan's, as over HTTP. They have no other protocol, so kernel, initramfs and the
 // join archive are among it.
-func (a *Appliance) overTFTP(site boot.Site) func(context.Context, boot.Request) (tftp.Resolved, error) {
+func (a *Appliance) overTFTP(site boot.Site, link LinkConfig) func(context.Context, boot.Request) (tftp.Resolved, error) {
+	director := a.director(&link)
 	return func(ctx context.Context, r boot.Request) (tftp.Resolved, error) {
+		ctx = withLink(ctx, link)
 		if p, ok := boot.ParsePath("/" + r.File); ok {
 			r.Path = p
 			if !p.MAC.IsZero() {
 				r.MAC = p.MAC
 			}
 		}
-		asked, err := a.boots.Assign(ctx, r)
+		asked, err := director.Assign(ctx, r)
 		out := tftp.Resolved{Node: asked.Node, MAC: asked.MAC}
 		if err != nil {
 			a.log.ErrorContext(ctx, "boot decision failed", "file", boot.RedactFile(r.File), "err", err)

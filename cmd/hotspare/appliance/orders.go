@@ -153,13 +153,14 @@ func (a *Appliance) fits(st haengine.State, app haengine.Application, d *manifes
 			Why: fmt.Sprintf("it is for %s, requires.arch says %s", img.Arch, want), Fix: "use an image of that architecture",
 		}
 	}
-	if !a.cfg.Network.Address.Masked().Contains(app.Address.Addr()) {
+	link, ok := a.cfg.Network.carries(app.Address.Addr())
+	if !ok {
 		return &hotspare.Error{
 			Code: hotspare.CodeInvalid, What: "the service address is not on the segment", Where: d.Source,
-			Why: fmt.Sprintf("%s is not in %s", app.Address.Addr(), a.cfg.Network.Address.Masked()), Fix: "give an address of the served segment",
+			Why: fmt.Sprintf("%s is not in %s", app.Address.Addr(), a.cfg.Network.served()), Fix: "give an address of a segment that is served",
 		}
 	}
-	if app.Address.Addr() == a.cfg.Network.Address.Addr() {
+	if app.Address.Addr() == link.Address.Addr() {
 		return &hotspare.Error{Code: hotspare.CodeAddressInUse, What: "the service address is the appliance's own", Where: d.Source, Fix: "give another address"}
 	}
 	for _, other := range st.Durable.Apps {

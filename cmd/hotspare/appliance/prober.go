@@ -12,26 +12,35 @@ import (
 	"time"
 
 	"github.com/mdlayher/packet"
+
+	"hotspare"
 )
 
 // prober is runner.Prober: it asks the segment by ARP probes (RFC 5227, section
 // 2.1.1: sender address 0.0.0.0) whether anybody answers for an address.
 type prober struct {
-	iface string
-	wait  time.Duration // for an answer to each of two probes
+	link func(netip.Addr) (iface string, ok bool) // that an address belongs to
+	wait time.Duration                            // for an answer to each of two probes
 }
 
 const etherARP = 0x0806
 
 // AddressSilent sends two probes and gives the MAC of whoever answers.
 func (p prober) AddressSilent(ctx context.Context, _ string, addr netip.Prefix) (bool, string, error) {
-	ifi, err := net.InterfaceByName(p.iface)
+	iface, ok := p.link(addr.Addr())
+	if !ok {
+		return false, "", &hotspare.Error{
+			Code: hotspare.CodeInvalid, What: "the service address is on no link of the appliance", Where: addr.String(),
+			Why: "nobody can be asked whether it is free", Fix: "add the link to the configuration, or give the application another address",
+		}
+	}
+	ifi, err := net.InterfaceByName(iface)
 	if err != nil {
 		return false, "", fmt.Errorf("probe %s: %w", addr.Addr(), err)
 	}
 	conn, err := packet.Listen(ifi, packet.Datagram, etherARP, nil)
 	if err != nil {
-		return false, "", fmt.Errorf("probe %s on %s: %w", addr.Addr(), p.iface, err)
+		return false, "", fmt.Errorf("probe %s on %s: %w", addr.Addr(), iface, err)
 	}
 	defer conn.Close()
 	question := arpProbe(ifi.HardwareAddr, addr.Addr())
@@ -40,7 +49,7 @@ func (p prober) AddressSilent(ctx context.Context, _ string, addr netip.Prefix) 
 			return false, "", err
 		}
 		if _, err := conn.WriteTo(question, &packet.Addr{HardwareAddr: net.HardwareAddr{255, 255, 255, 255, 255, 255}}); err != nil {
-			return false, "", passing{fmt.Errorf("probe %s on %s: %w", addr.Addr(), p.iface, err)}
+			return false, "", passing{fmt.Errorf("probe %s on %s: %w", addr.Addr(), iface, err)}
 		}
 		by, err := awaitARP(conn, addr.Addr(), time.Now().Add(p.wait))
 		if err != nil || by != "" {

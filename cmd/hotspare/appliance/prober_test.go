@@ -19,7 +19,7 @@ func TestAnAddressInUseNamesWhoAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := prober{iface: "seg0", wait: 300 * time.Millisecond}
+	p := prober{link: func(netip.Addr) (string, bool) { return "seg0", true }, wait: 300 * time.Millisecond}
 	silent, by, err := p.AddressSilent(t.Context(), "orders", netip.MustParsePrefix("10.77.0.60/24"))
 	if err != nil || silent || by != other.HardwareAddr.String() {
 		t.Fatalf("an address in use: silent %v, by %q (want %s), %v", silent, by, other.HardwareAddr, err)
@@ -28,7 +28,7 @@ func TestAnAddressInUseNamesWhoAnswers(t *testing.T) {
 	if err != nil || !silent || by != "" {
 		t.Fatalf("a free address: silent %v, by %q, %v", silent, by, err)
 	}
-	if _, _, err := (prober{iface: "eth99"}).AddressSilent(t.Context(), "orders", netip.MustParsePrefix("10.77.0.61/24")); err == nil {
+	if _, _, err := (prober{link: func(netip.Addr) (string, bool) { return "eth99", true }}).AddressSilent(t.Context(), "orders", netip.MustParsePrefix("10.77.0.61/24")); err == nil {
 		t.Fatal("no interface, and yet an answer")
 	}
 }

@@ -16,12 +16,12 @@ import (
 
 // san gives iPXE's script with the secret of the granted root volume, once: the
 // way cold-san has no agent that could ask for it.
-func (b *boots) san(bootToken string) (httpboot.File, error) {
+func (b *boots) san(bootToken string, link LinkConfig) (httpboot.File, error) {
 	x, ok := b.attempts.byToken(bootToken)
 	if !ok || x.Way != haengine.WayColdSAN {
 		return httpboot.File{}, unknownToken()
 	}
-	logins, err := b.volumes.logins(haengine.Claim{Order: haengine.Order{App: x.App, Epoch: x.Epoch, Node: x.Node}}, b.cfg)
+	logins, err := b.volumes.logins(haengine.Claim{Order: haengine.Order{App: x.App, Epoch: x.Epoch, Node: x.Node}}, b.cfg.portal(link))
 	if err != nil {
 		return httpboot.File{}, err
 	}

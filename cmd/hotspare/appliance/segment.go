@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -77,7 +78,7 @@ type IPv6Config struct {
 }
 
 // options gives the server's options as far as the configuration says them.
-func (c NetworkConfig) dhcpOptions() (dhcp.Options, error) {
+func (c LinkConfig) dhcpOptions() (dhcp.Options, error) {
 	d := c.DHCP
 	own, err := d.Settings.subnet(dhcp.Subnet{
 		Prefix: c.Address.Masked(), Range: dhcp.Range{From: d.From, To: d.To}, Gateway: c.Gateway, DNS: c.DNS, LeaseTime: d.Lease.D(), Unknown: d.Unknown,
@@ -120,30 +121,89 @@ func (s SubnetSettings) subnet(n dhcp.Subnet) (dhcp.Subnet, error) {
 	return n, nil
 }
 
-// serveDHCP starts DHCP on the segment, unless it is off.
+// serveDHCP starts DHCP on each link where it is not off.
 func (a *Appliance) serveDHCP(site boot.Site) error {
-	c := a.cfg.Network
-	if c.DHCP.Mode == string(dhcp.Off) && !c.DHCP.BootService {
-		return nil
-	}
-	o, err := c.dhcpOptions()
-	if err != nil {
-		return err
-	}
 	nodes := &nodeIndex{nodes: func() map[string]*haengine.NodeState { return a.engine.Snapshot().Durable.Nodes }}
-	o.Site, o.Director, o.Exclude, o.Known = site, a.boots, a.serviceAddress, nodes.known
-	if o.Reservations, err = newNodeAddresses(c, nodes); err != nil {
-		return err
+	var all dhcpLinks
+	for i, c := range a.cfg.Network.links() {
+		if !c.servesDHCP() {
+			continue
+		}
+		o, err := c.dhcpOptions()
+		if err != nil {
+			return err
+		}
+		log := a.log.With("part", "dhcp")
+		if len(a.cfg.Network.links()) > 1 {
+			log = log.With("link", c.Interface)
+		}
+		o.Site, o.Director, o.Exclude, o.Known = at(site, c.Address.Addr()), a.director(&c), a.serviceAddress, nodes.known
+		if o.Reservations, err = newNodeAddresses(c, nodes); err != nil {
+			return err
+		}
+		o.Leases, o.Recorder, o.Alarm, o.Log = filepath.Join(a.cfg.State, c.leaseFile(i)), a.recorder, a.network.alarm(c.Interface), log
+		s, err := dhcp.New(o)
+		if err != nil {
+			return err
+		}
+		all = append(all, dhcpLink{c, s})
+		a.parts.run("DHCP on "+c.Interface, s.Serve)
 	}
-	o.Leases, o.Recorder, o.Log = filepath.Join(a.cfg.State, "leases.json"), a.recorder, a.log.With("part", "dhcp")
-	s, err := dhcp.New(o)
-	if err != nil {
-		return err
-	}
-	a.dhcp = s
-	a.ladders.dhcp.Store(s)
-	a.parts.run("DHCP", s.Serve)
+	a.dhcp = all
+	a.ladders.dhcp.Store(&all)
 	return nil
+}
+
+// servesDHCP says whether any of it is on.
+func (l LinkConfig) servesDHCP() bool {
+	return l.DHCP.Mode != string(dhcp.Off) || l.DHCP.BootService
+}
+
+// leaseFile names the file of a link's leases: that of the first link is where it
+// was when there was one link only.
+func (l LinkConfig) leaseFile(i int) string {
+	if i == 0 {
+		return "leases.json"
+	}
+	return "leases-" + l.Interface + ".json"
+}
+
+// dhcpLink is DHCP on one link.
+type dhcpLink struct {
+	LinkConfig
+	*dhcp.Server
+}
+
+// dhcpLinks is DHCP on all links. No two have a network in common, so an address
+// is one link's; nil has none.
+type dhcpLinks []dhcpLink
+
+// MACOf gives the machine that has a lease of an address.
+func (d dhcpLinks) MACOf(a netip.Addr) (boot.MAC, bool) {
+	for _, l := range d {
+		if m, ok := l.Server.MACOf(a); ok {
+			return m, true
+		}
+	}
+	return boot.MAC{}, false
+}
+
+// Leases gives those of all links.
+func (d dhcpLinks) Leases() []dhcp.Lease {
+	var out []dhcp.Lease
+	for _, l := range d {
+		out = append(out, l.Server.Leases()...)
+	}
+	return out
+}
+
+// ForeignServers gives those of all links.
+func (d dhcpLinks) ForeignServers() []dhcp.Foreign {
+	var out []dhcp.Foreign
+	for _, l := range d {
+		out = append(out, l.Server.ForeignServers()...)
+	}
+	return out
 }
 
 // nodeIndex finds nodes by MAC address. DHCP asks it for every packet, of a flood
@@ -209,7 +269,7 @@ type nodeAddresses struct {
 	owner  map[netip.Addr]string
 }
 
-func newNodeAddresses(c NetworkConfig, index *nodeIndex) (*nodeAddresses, error) {
+func newNodeAddresses(c LinkConfig, index *nodeIndex) (*nodeAddresses, error) {
 	r := &nodeAddresses{index: index, ofNode: map[string][]netip.Addr{}, owner: map[netip.Addr]string{}}
 	nets := []netip.Prefix{c.Address.Masked()}
 	for _, x := range c.DHCP.Relayed {
@@ -267,7 +327,23 @@ func (r *nodeAddresses) Owner(a netip.Addr) (boot.MAC, bool) {
 }
 
 // Snippet writes what another DHCP server's configuration needs so that its machines
-// boot from the appliance that is configured so: dnsmasq, kea or isc.
-func Snippet(c Config, server string) (string, error) {
-	return dhcp.Snippet(server, boot.Site{Server: c.Network.Address.Addr(), HTTPPort: c.Network.HTTPPort, Loaders: over(boot.DefaultLoaders(), c.Firmware.Loaders)})
+// boot from the appliance that is configured so: dnsmasq, kea or isc. With several
+// links iface says which one the other server gives addresses on.
+func Snippet(c Config, server, iface string) (string, error) {
+	links := c.Network.links()
+	i := slices.IndexFunc(links, func(l LinkConfig) bool { return l.Interface == iface })
+	if iface == "" && len(links) == 1 {
+		i = 0
+	}
+	if i < 0 {
+		var names []string
+		for _, l := range links {
+			names = append(names, l.Interface)
+		}
+		return "", &hotspare.Error{
+			Code: hotspare.CodeInvalid, What: fmt.Sprintf("the link %q is not configured", iface), Why: "the links are " + strings.Join(names, ", "),
+			Fix: "name the link that the other server gives addresses on: --link " + names[0],
+		}
+	}
+	return dhcp.Snippet(server, boot.Site{Server: links[i].Address.Addr(), HTTPPort: c.Network.HTTPPort, Loaders: overlaid(boot.DefaultLoaders(), c.Firmware.Loaders)})
 }

@@ -79,7 +79,7 @@ func TestAddressesOfNodes(t *testing.T) {
 	index := &nodeIndex{nodes: func() map[string]*haengine.NodeState {
 		return map[string]*haengine.NodeState{"n1": {Spec: haengine.Node{MACs: []string{boots.String(), other.String()}}}}
 	}}
-	r, err := newNodeAddresses(c.Network, index)
+	r, err := newNodeAddresses(c.Network.LinkConfig, index)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,12 +125,12 @@ func TestSnippetFromTheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, server := range []string{"dnsmasq", "kea", "isc"} {
-		text, err := Snippet(c, server)
+		text, err := Snippet(c, server, "")
 		if err != nil || !strings.Contains(text, "10.77.0.1") || !strings.Contains(text, "snponly.efi") {
 			t.Errorf("%s: %v\n%s", server, err, text)
 		}
 	}
-	if _, err := Snippet(c, "windows"); hotspare.CodeOf(err) != hotspare.CodeInvalid {
+	if _, err := Snippet(c, "windows", ""); hotspare.CodeOf(err) != hotspare.CodeInvalid {
 		t.Errorf("%v", err)
 	}
 }

@@ -2,15 +2,20 @@ package appliance
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"hotspare"
 	"hotspare/boot"
@@ -24,17 +29,26 @@ import (
 	"hotspare/ui/api"
 )
 
-// serveTarget opens the iSCSI target: running nodes get their disks back before
-// anything else happens.
+// serveTarget opens the iSCSI target, with a portal on each link: running nodes get
+// their disks back before anything else happens.
 func (a *Appliance) serveTarget(ctx context.Context) error {
 	// The target pings its sessions itself: TCP's keep-alive beside it would be four
 	// system calls of each log-in.
-	ln, err := a.listenAs(ctx, net.ListenConfig{KeepAlive: -1}, "tcp", a.cfg.portal())
-	if err != nil {
-		return err
+	var portals []net.Listener
+	for _, l := range a.cfg.Network.links() {
+		ln, err := a.listenAs(ctx, net.ListenConfig{KeepAlive: -1}, "tcp", a.cfg.portal(l))
+		if err != nil {
+			for _, open := range portals {
+				err = errors.Join(err, open.Close())
+			}
+			return err
+		}
+		portals = append(portals, ln)
 	}
 	t := iscsi.New(iscsi.Options{Directory: a.exports, Asked: a.ladders.login, Log: a.log.With("part", "iscsi")})
-	a.parts.run("iSCSI target", func(ctx context.Context) error { return t.Serve(ctx, ln) })
+	for _, ln := range portals {
+		a.parts.run("iSCSI target at "+ln.Addr().String(), func(ctx context.Context) error { return t.Serve(ctx, ln) })
+	}
 	return nil
 }
 
@@ -47,27 +61,46 @@ func (a *Appliance) listen(ctx context.Context, network string, at netip.AddrPor
 }
 
 func (a *Appliance) listenAs(ctx context.Context, c net.ListenConfig, network string, at netip.AddrPort) (net.Listener, error) {
+	if at.Addr().Is6() {
+		// DHCP has found it on the interface; for a second or two after the link came
+		// up the kernel still checks that nobody else has it, and refuses to bind it.
+		c.Control = func(_, _ string, rc syscall.RawConn) error {
+			var opt error
+			err := rc.Control(func(fd uintptr) { opt = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1) })
+			return errors.Join(err, opt)
+		}
+	}
 	ln, err := c.Listen(ctx, network, at.String())
 	if errors.Is(err, syscall.EADDRNOTAVAIL) {
 		return nil, &hotspare.Error{
 			Code: hotspare.CodeNoInterface, What: "the appliance's own address is not on this host", Where: at.Addr().String(), Err: err,
-			Fix: "add it to " + a.cfg.Network.Interface + ", or correct network.address",
+			Fix: "add it to " + a.interfaceOf(at.Addr()) + ", or correct network.address",
 		}
 	}
-	return ln, a.taken(err, network, at.Port())
+	return ln, a.taken(err, network, at)
 }
 
-// serveBoot starts what machines boot from.
+// interfaceOf names the interface that one of our addresses should be on.
+func (a *Appliance) interfaceOf(own netip.Addr) string {
+	if l, ok := a.cfg.Network.holds(own); ok {
+		return l.Interface
+	}
+	return "an interface"
+}
+
+// serveBoot starts what machines boot from, on every link.
 func (a *Appliance) serveBoot(ctx context.Context) error {
 	site := a.bootSite()
 	if err := a.serveDHCP(site); err != nil {
 		return err
 	}
-	if err := a.serveTFTP(site); err != nil {
-		return err
+	for _, l := range a.cfg.Network.links() {
+		if err := a.serveTFTP(site, l); err != nil {
+			return err
+		}
 	}
 	h, err := httpboot.New(httpboot.Options{
-		Site: site, Director: a.boots, Source: a.boots, Script: ipxe.Write, GRUB: grub.Write, Loader: a.boots.loader, MACOf: a.macOf,
+		Site: site, SiteAt: func(own netip.Addr) boot.Site { return at(site, own) }, Director: a.director(nil), Source: a.boots, Script: ipxe.Write, GRUB: grub.Write, Loader: a.boots.loader, MACOf: a.macOf,
 		Recorder: a.recorder, Log: a.log.With("part", "http"),
 		Refetch: func(ctx context.Context, r httpboot.Refetch) {
 			a.compromised(ctx, r.Node, fmt.Sprintf("its join archive was asked for again by %s (%s)", r.Client, r.MAC))
@@ -76,27 +109,38 @@ func (a *Appliance) serveBoot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ln, err := a.listen(ctx, "tcp", a.cfg.httpAddr())
+	for _, l := range a.cfg.Network.links() {
+		for _, own := range l.own() {
+			if err := a.serveHTTP(ctx, netip.AddrPortFrom(own, a.cfg.Network.HTTPPort), h, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// serveHTTP serves boot files at one of our addresses.
+func (a *Appliance) serveHTTP(ctx context.Context, own netip.AddrPort, h http.Handler, secure *tls.Config) error {
+	ln, err := a.listen(ctx, "tcp", own)
 	if err != nil {
 		return err
 	}
-	o := httpboot.ServerOptions{Log: a.log.With("part", "http")}
-	a.parts.run("HTTP boot", func(ctx context.Context) error { return httpboot.Serve(ctx, ln, h, o) })
+	o := httpboot.ServerOptions{TLS: secure, Log: a.log.With("part", "http")}
+	a.parts.run("HTTP boot at "+own.String(), func(ctx context.Context) error { return httpboot.Serve(ctx, ln, h, o) })
 	return nil
 }
 
 func (a *Appliance) macOf(addr netip.Addr) (boot.MAC, bool) {
-	if a.dhcp == nil {
-		return boot.MAC{}, false
-	}
 	return a.dhcp.MACOf(addr)
 }
 
 // serviceAddress says whether an address belongs to the appliance or to an
 // application, so that DHCP never gives it away.
 func (a *Appliance) serviceAddress(addr netip.Addr) bool {
-	if addr == a.cfg.Network.Address.Addr() {
-		return true
+	for _, l := range a.cfg.Network.links() {
+		if slices.Contains(l.own(), addr) {
+			return true
+		}
 	}
 	for _, app := range a.engine.Snapshot().Durable.Apps {
 		if app.Spec.Address.Addr() == addr {
@@ -106,22 +150,23 @@ func (a *Appliance) serviceAddress(addr netip.Addr) bool {
 	return false
 }
 
-func (a *Appliance) serveTFTP(site boot.Site) error {
+func (a *Appliance) serveTFTP(site boot.Site, l LinkConfig) error {
+	own := netip.AddrPortFrom(l.Address.Addr(), a.cfg.Network.TFTPPort)
 	files := map[string]tftp.Opener{}
 	for _, name := range site.LoaderFiles() {
 		files[name] = func() (io.ReadSeekCloser, error) { return a.boots.loader(name) }
 	}
 	s, err := tftp.New(tftp.Options{
-		Listen: netip.AddrPortFrom(a.cfg.Network.Address.Addr(), a.cfg.Network.TFTPPort).String(), Files: files, Resolve: a.overTFTP(site),
+		Listen: own.String(), Files: files, Resolve: a.overTFTP(at(site, own.Addr()), l),
 		MACOf: a.macOf, Holder: dhcp.PortHolder, Recorder: a.recorder, Log: a.log.With("part", "tftp"),
 	})
 	if err != nil {
 		return err
 	}
-	a.parts.run("TFTP", s.Serve)
+	a.parts.run("TFTP at "+own.String(), s.Serve)
 	if name := site.Loaders[boot.ArchBIOS]; name != "" {
 		a.parts.run("TFTP's check", func(ctx context.Context) error {
-			a.checkTFTP(ctx, name)
+			a.checkTFTP(ctx, own, name)
 			return nil
 		})
 	}
@@ -130,8 +175,7 @@ func (a *Appliance) serveTFTP(site boot.Site) error {
 
 // checkTFTP fetches a loader as a machine would, once: a firewall on this host, or a
 // loader that is not installed, is known before the first machine asks.
-func (a *Appliance) checkTFTP(ctx context.Context, name string) {
-	at := netip.AddrPortFrom(a.cfg.Network.Address.Addr(), a.cfg.Network.TFTPPort)
+func (a *Appliance) checkTFTP(ctx context.Context, at netip.AddrPort, name string) {
 	n, err := tftp.Probe(ctx, at, name)
 	switch {
 	case ctx.Err() != nil:

@@ -59,7 +59,8 @@ func (b *boots) kexec(ctx context.Context, o haengine.Boot, n haengine.Node, img
 	if err != nil || !x.Redeemed.IsZero() {
 		return err
 	}
-	kernel, initrd, err := b.artefacts(ctx, x)
+	link := b.nearby(n.Name)
+	kernel, initrd, err := b.artefacts(ctx, x, link)
 	if err != nil {
 		return err
 	}
@@ -67,7 +68,7 @@ func (b *boots) kexec(ctx context.Context, o haengine.Boot, n haengine.Node, img
 	if err != nil {
 		return err
 	}
-	archive, err := b.joinArchive(x, secret)
+	archive, err := b.joinArchive(x, secret, link)
 	if err != nil {
 		return err
 	}
@@ -78,23 +79,23 @@ func (b *boots) kexec(ctx context.Context, o haengine.Boot, n haengine.Node, img
 
 // artefacts names the kernel and the initramfs of an attempt for a node that
 // fetches them with its token.
-func (b *boots) artefacts(ctx context.Context, x attempt) (kernel, initrd agentlink.Artefact, err error) {
+func (b *boots) artefacts(ctx context.Context, x attempt, link LinkConfig) (kernel, initrd agentlink.Artefact, err error) {
 	k, i, _, err := b.files(ctx, x.Image)
 	at := func(what boot.Artefact, f bootFile) agentlink.Artefact {
-		u := url.URL{Scheme: "http", Host: b.cfg.httpAddr().String(), Path: boot.Path{Artefact: what, Token: x.BootToken}.String()}
+		u := url.URL{Scheme: "http", Host: b.cfg.httpAddr(link).String(), Path: boot.Path{Artefact: what, Token: x.BootToken}.String()}
 		return agentlink.Artefact{URL: u.String(), SHA256: f.digest, Bytes: f.bytes}
 	}
 	return at(boot.ArtefactKernel, k), at(boot.ArtefactInitrd, i), err
 }
 
-// joinArchive makes the archive with which a boot joins.
-func (b *boots) joinArchive(x attempt, secret hotspare.Secret) ([]byte, error) {
+// joinArchive makes the archive with which a boot joins over a link.
+func (b *boots) joinArchive(x attempt, secret hotspare.Secret, link LinkConfig) ([]byte, error) {
 	mode := agentlink.ModeStart
 	if x.Mode == forStandby {
 		mode = agentlink.ModeStandby
 	}
 	text, err := agentlink.EncodeBootConfig(agentlink.BootConfig{
-		Node: x.Node, Appliance: b.cfg.link(), CA: string(b.ca()), Token: secret, Mode: mode, Epoch: uint64(x.Epoch),
+		Node: x.Node, Appliance: b.cfg.link(link), CA: string(b.ca()), Token: secret, Mode: mode, Epoch: uint64(x.Epoch),
 	})
 	if err != nil {
 		return nil, err
@@ -119,7 +120,7 @@ func (p preparer) Preload(ctx context.Context, o haengine.Preload) error {
 		if err != nil {
 			return err
 		}
-		kernel, initrd, err := p.boots.artefacts(ctx, x)
+		kernel, initrd, err := p.boots.artefacts(ctx, x, p.boots.nearby(o.Node))
 		if err != nil {
 			return fmt.Errorf("preload of %s: %w", img.Ref(), err)
 		}

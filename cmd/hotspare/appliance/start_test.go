@@ -63,10 +63,10 @@ func config(t *testing.T) Config {
 	dir := t.TempDir()
 	c := Config{
 		State: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "api.sock"), API: "127.0.0.1:8080", Agent: "/bin/true", Modules: "lab",
-		Network: NetworkConfig{
+		Network: NetworkConfig{LinkConfig: LinkConfig{
 			Interface: "seg0", Address: netip.MustParsePrefix("10.77.0.1/24"),
 			DHCP: DHCPConfig{Mode: "authoritative", From: netip.MustParseAddr("10.77.0.100"), To: netip.MustParseAddr("10.77.0.199")},
-		},
+		}},
 	}.WithDefaults()
 	if err := c.Validate("test"); err != nil {
 		t.Fatal(err)

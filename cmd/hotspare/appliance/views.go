@@ -124,9 +124,6 @@ func (a *Appliance) nodeView(st haengine.State, n *haengine.NodeState) api.Node 
 
 // lease gives the address that DHCP last gave the node.
 func (a *Appliance) lease(n haengine.Node) netip.Addr {
-	if a.dhcp == nil {
-		return netip.Addr{}
-	}
 	for _, m := range n.MACs {
 		mac, err := boot.ParseMAC(m)
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -147,7 +148,7 @@ func (v *volumes) grant(ctx context.Context, a haengine.Attach, volume string, r
 
 // logins gives the claim's log-ins: root first, then the application's volumes
 // in their order.
-func (v *volumes) logins(c haengine.Claim, cfg Config) ([]agentlink.Volume, error) {
+func (v *volumes) logins(c haengine.Claim, portal netip.AddrPort) ([]agentlink.Volume, error) {
 	out := make([]agentlink.Volume, 0, len(c.Spec.Volumes)+1)
 	add := func(name, volume, format string, readOnly bool) error {
 		live, ok := v.exports.Live(volume)
@@ -166,7 +167,7 @@ func (v *volumes) logins(c haengine.Claim, cfg Config) ([]agentlink.Volume, erro
 			return err
 		}
 		out = append(out, agentlink.Volume{
-			Name: name, Portal: cfg.portal(), IQN: x.TargetName, LUN: 0, Initiator: live.Initiator,
+			Name: name, Portal: portal, IQN: x.TargetName, LUN: 0, Initiator: live.Initiator,
 			User: x.User, Secret: x.Secret, Format: format, ReadOnly: readOnly,
 		})
 		return nil

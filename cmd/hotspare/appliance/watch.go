@@ -127,7 +127,7 @@ func (a *Appliance) selfHealth(ctx context.Context) error {
 	defer tick.Stop()
 	var last string
 	for {
-		why := isolated(a.cfg.Network.Interface)
+		why := a.isolated()
 		if why != last {
 			a.tell(ctx, haengine.SelfHealth{Isolated: why != "", Why: why})
 			last = why
@@ -138,6 +138,33 @@ func (a *Appliance) selfHealth(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// isolated says why the appliance cannot judge what it sees: none of its links
+// reaches anybody, or one does not that an application answers on. A link that
+// carries nothing may be down.
+func (a *Appliance) isolated() string {
+	links := a.cfg.Network.links()
+	var down []string
+	for _, l := range links {
+		why := isolated(l.Interface)
+		if why == "" {
+			continue
+		}
+		if len(links) == 1 {
+			return why
+		}
+		for _, app := range a.engine.Snapshot().Durable.Apps {
+			if l.Address.Masked().Contains(app.Spec.Address.Addr()) {
+				return why + ", and " + app.Spec.Name + " answers there"
+			}
+		}
+		down = append(down, why)
+	}
+	if len(down) < len(links) {
+		return ""
+	}
+	return strings.Join(down, "; ")
 }
 
 // isolated says why the interface reaches nobody, or "". IFF_RUNNING follows the
