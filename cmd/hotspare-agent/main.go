@@ -54,9 +54,10 @@ func bootTime() time.Duration {
 }
 
 // ignoreSignals keeps the image's init from ending the agent by a signal at
-// shutdown: the root's storage ends last.
+// shutdown: the root's storage ends last. They are caught, and nobody reads them:
+// what is ignored would be ignored by the commands that the agent starts as well.
 func ignoreSignals() {
-	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE)
+	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE)
 }
 
 func runInit() {
