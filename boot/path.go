@@ -17,6 +17,7 @@ const (
 	ArtefactKernel     Artefact = "kernel"     // /boot/TOKEN/kernel
 	ArtefactInitrd     Artefact = "initrd"     // /boot/TOKEN/initrd
 	ArtefactJoin       Artefact = "join"       // /boot/TOKEN/join, once
+	ArtefactRoot       Artefact = "root"       // /boot/TOKEN/root: a root that runs from memory
 	ArtefactSAN        Artefact = "san"        // /boot/TOKEN/san, once: iPXE's script with the secret of the volume
 	ArtefactLoader     Artefact = "loader"     // /loader/NAME, /grub/TOKEN/NAME, /grub/unassigned/MAC/ARCH/NAME
 	ArtefactGRUB       Artefact = "grub"       // /grub/TOKEN/grub.cfg, /grub/unassigned/MAC/ARCH/grub.cfg
@@ -44,7 +45,7 @@ func (p Path) String() string {
 		return "/ipxe/" + p.Token
 	case ArtefactUnassigned:
 		return "/ipxe/" + p.unassigned()
-	case ArtefactKernel, ArtefactInitrd, ArtefactJoin, ArtefactSAN:
+	case ArtefactKernel, ArtefactInitrd, ArtefactRoot, ArtefactJoin, ArtefactSAN:
 		return "/boot/" + p.Token + "/" + string(p.Artefact)
 	case ArtefactLoader:
 		if folder := p.folder(); folder != "" {
@@ -120,7 +121,7 @@ func ParsePath(s string) (Path, bool) {
 		return parseGRUB(s, part)
 	case len(part) == 3 && part[0] == "boot" && ValidToken(part[1]):
 		switch a := Artefact(part[2]); a {
-		case ArtefactKernel, ArtefactInitrd, ArtefactJoin, ArtefactSAN:
+		case ArtefactKernel, ArtefactInitrd, ArtefactRoot, ArtefactJoin, ArtefactSAN:
 			return Path{Artefact: a, Token: part[1]}, true
 		}
 	case len(part) == 2 && part[0] == "loader" && ValidName(part[1]):

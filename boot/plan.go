@@ -110,7 +110,7 @@ func (s Site) planHTTP(r Request, a Assignment) (Offer, Reason) {
 			sc.Title, sc.Again = "an assignment is there now", time.Second
 		}
 		return Offer{Kind: OfferScript, Script: sc}, reason
-	case ArtefactScript, ArtefactKernel, ArtefactInitrd, ArtefactJoin, ArtefactSAN:
+	case ArtefactScript, ArtefactKernel, ArtefactInitrd, ArtefactRoot, ArtefactJoin, ArtefactSAN:
 		return s.planToken(r, a)
 	}
 	return Offer{Kind: OfferDeny}, Reason{Rule: RuleNoSuchFile, Text: "this is not a boot path"}

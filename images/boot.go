@@ -91,7 +91,7 @@ func (m *importing) takeGivenKernel(ctx context.Context) error {
 }
 
 func (m *importing) inMemory() (Image, error) {
-	m.img.Facts.Starts = []Start{StartRAM}
+	m.img.Facts.Starts, m.img.Facts.Init = []Start{StartRAM}, InitUnknown
 	if old, ok, err := m.known(); ok || err != nil {
 		return old, err
 	}

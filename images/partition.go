@@ -214,3 +214,25 @@ func identify(r io.ReaderAt, s slot) fsID {
 	}
 	return id
 }
+
+// Partition is a part of a disk, as its table numbers it.
+type Partition struct {
+	Number        int
+	Offset, Bytes int64
+}
+
+// Partitions gives the partitions of a disk of size bytes; none for a disk that
+// holds a file system as a whole.
+func Partitions(disk io.ReaderAt, size int64) ([]Partition, error) {
+	all, err := partitions(disk, size)
+	if err != nil {
+		return nil, err
+	}
+	var out []Partition
+	for _, s := range all {
+		if s.number != 0 {
+			out = append(out, Partition{s.number, s.off, s.size})
+		}
+	}
+	return out, nil
+}

@@ -53,6 +53,7 @@ func order(c *connection, kind, verb, short string, flags func(*cobra.Command, *
 
 type orderBody struct {
 	To     string `json:"to,omitempty"`
+	Way    string `json:"way,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	For    string `json:"for,omitempty"`
 }
@@ -72,6 +73,7 @@ func appCommand(c *connection) *cobra.Command {
 		order(c, "applications", "failover", "Move it to another node now", func(cmd *cobra.Command, b *orderBody) {
 			reason(cmd, b)
 			cmd.Flags().StringVar(&b.To, "to", "", "the wanted node; default: the best candidate")
+			cmd.Flags().StringVar(&b.Way, "way", "", "start it in this way only, e.g. slot; default: the one expected to be fastest")
 		}),
 		order(c, "applications", "freeze", "No effects until lifted", freezing),
 		order(c, "applications", "unfreeze", "Lift a freeze", reason),

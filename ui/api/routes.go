@@ -180,6 +180,7 @@ type commandInput struct {
 	Verb string `path:"verb" enum:"failover,freeze,unfreeze,confirm-off,unquarantine"`
 	Body struct {
 		To     string `json:"to,omitempty" doc:"failover: the wanted node"`
+		Way    string `json:"way,omitempty" enum:"standby-switch,standby-kexec,cold-iscsi,cold-san,ram,install,slot" doc:"failover: start it in this way only"`
 		Reason string `json:"reason,omitempty"`
 		For    string `json:"for,omitempty" doc:"freeze: a duration such as 2h; until lifted when left out"`
 	}
@@ -194,7 +195,7 @@ type Accepted struct {
 
 func (r routes) command(ctx context.Context, in *commandInput) (*body[Accepted], error) {
 	c := Command{
-		Verb: in.Verb, Kind: strings.TrimSuffix(in.Kind, "s"), Name: in.Name, To: in.Body.To,
+		Verb: in.Verb, Kind: strings.TrimSuffix(in.Kind, "s"), Name: in.Name, To: in.Body.To, Way: in.Body.Way,
 		By: in.By, Reason: in.Body.Reason, Until: in.Body.For,
 	}
 	if c.Kind == "site" {

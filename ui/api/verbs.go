@@ -51,6 +51,7 @@ type Command struct {
 	Kind   string // application, node, pool, site
 	Name   string
 	To     string // failover: the wanted node, if any
+	Way    string // failover: start it in this way only; empty: in the one that is expected to be fastest
 	By     string
 	Reason string
 	Until  string // freeze: a duration such as 2h; empty: until lifted

@@ -53,6 +53,45 @@ type NodeStatus struct {
 	Linked      bool       `json:"linked"`           // the agent is connected
 	LastSeen    *time.Time `json:"lastSeen,omitempty"`
 	Standby     *Parking   `json:"standby,omitempty"` // it waits, or is on its way to waiting
+
+	Copies      []LocalCopy   `json:"copies,omitempty"`      // images of applications on its local disks
+	Inventory   *MachineFacts `json:"inventory,omitempty"`   // what its agent found when it joined last
+	InventoryAt *time.Time    `json:"inventoryAt,omitempty"` // when that was
+	Health      *NodeHealth   `json:"health,omitempty"`      // what its sensors said last
+	Busy        *NodeWork     `json:"busy,omitempty"`        // a long order that it carries out
+}
+
+// LocalCopy is an image of an application on a local disk.
+type LocalCopy struct {
+	Application string `json:"application"`
+	Image       string `json:"image"` // name:version
+	Disk        string `json:"disk,omitempty"`
+	Slot        string `json:"slot,omitempty"`
+	State       string `json:"state"` // writing, ready, started, disabled, failed
+	Epoch       uint64 `json:"epoch,omitempty"`
+}
+
+// NodeHealth is what the sensors of a node say.
+type NodeHealth struct {
+	At           time.Time         `json:"at"`
+	Temperatures []NodeTemperature `json:"temperatures,omitempty"`
+	MemoryErrors uint64            `json:"memoryErrors"` // corrected, since its kernel started
+	MemoryFatal  uint64            `json:"memoryFatal"`  // not corrected
+	LinksDown    []string          `json:"linksDown,omitempty"`
+}
+
+// NodeTemperature is one sensor.
+type NodeTemperature struct {
+	Name     string `json:"name"`
+	MilliC   int    `json:"milliC"`
+	Critical int    `json:"critical,omitempty"` // 0: unknown
+}
+
+// NodeWork is how far a node is with a long order, such as an installation.
+type NodeWork struct {
+	Step  string `json:"step"`
+	Done  int64  `json:"done"`  // bytes
+	Total int64  `json:"total"` // bytes; 0: unknown
 }
 
 // The states of a node's standby.

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"hotspare"
+	"hotspare/boot"
 	"hotspare/haengine"
 	"hotspare/haengine/agentlink"
 	"hotspare/haengine/agentlink/server"
@@ -20,9 +22,12 @@ import (
 type agents struct {
 	cfg      Config
 	attempts *attempts
+	boots    *boots
 	volumes  *volumes
 	images   *images.Repository
 	log      *slog.Logger
+
+	inventory *inventory
 
 	link    *server.Server // set before anything is served
 	engine  *runner.Runner // likewise
@@ -66,7 +71,58 @@ func (a *agents) image(c haengine.Claim) (images.Image, error) {
 	if x, ok := a.attempts.byNode(c.Node); ok && x.App == c.App && x.Epoch == c.Epoch {
 		return a.images.Resolve(x.Image)
 	}
-	return a.volumes.rootImage(c.App, c.Epoch, c.Spec.Image) // claimed as it is: it was not booted for this grant
+	switch { // claimed as it is: it was not booted for this grant
+	case c.Copy != nil:
+		return a.images.Resolve(c.Copy.Image)
+	case !c.Way.NeedsVolume():
+		return a.images.Resolve(c.Spec.Image)
+	}
+	return a.volumes.rootImage(c.App, c.Epoch, c.Spec.Image)
+}
+
+// rootOf says what the root of a claim is: a volume, a copy on a local disk, or an
+// archive that the node reads into its memory.
+func (a *agents) rootOf(c haengine.Claim, img images.Image) (agentlink.Image, error) {
+	out := claimed(img)
+	if out.Process = img.Facts.Init == ""; img.Facts.Init == images.InitUnknown {
+		out.Process = runsAlone(c.Spec)
+	}
+	switch {
+	case c.Way.NeedsVolume():
+	case c.Way == haengine.WayRAM:
+		root, ok := rootFile(img)
+		if !ok {
+			return out, noRoot(img)
+		}
+		n, ok := a.boots.nodes(c.Node)
+		if !ok {
+			return out, noNode(c.Node)
+		}
+		x, err := a.attempts.load(n.Spec, img.Ref())
+		if err != nil {
+			return out, err
+		}
+		art := a.boots.artefact(x, boot.ArtefactRoot, root, a.nearby(c.Node))
+		out.Root, out.RAM = agentlink.RootInRAM, &art
+	case c.Copy == nil || c.Copy.Disk == "":
+		return out, &hotspare.Error{Code: hotspare.CodeDiskChoice, What: "the claim names no copy on a local disk", Where: c.Node, Fix: "nothing: it is started in another way"}
+	default:
+		out.Root = agentlink.RootOnDisk
+		if c.Copy.Slot != "" {
+			out.Root = agentlink.RootInSlot
+		}
+		out.Local = &agentlink.Local{Disk: agentlink.DiskSelector{ID: c.Copy.Disk}, Slot: c.Copy.Slot, Digest: c.Copy.Digest}
+	}
+	return out, nil
+}
+
+// runsAlone says whether an application needs no init: where nobody looked into the
+// image, its service group tells.
+func runsAlone(app haengine.Application) bool {
+	has := func(k haengine.ResourceKind) bool {
+		return slices.ContainsFunc(app.Resources, func(r haengine.Resource) bool { return r.Kind == k })
+	}
+	return has(haengine.ResourceProcess) && !has(haengine.ResourceSystemd)
 }
 
 // claimed gives what the agent must know of an image.
@@ -97,13 +153,22 @@ func (a *agents) nearby(node string) LinkConfig {
 }
 
 func (a *agents) send(ctx context.Context, h haengine.Order, bootID string, o agentlink.Order) error {
+	_, err := a.ask(ctx, h, bootID, o)
+	return err
+}
+
+// ask gives an order to a boot of a node and waits for its answer.
+func (a *agents) ask(ctx context.Context, h haengine.Order, bootID string, o agentlink.Order) (agentlink.Result, error) {
 	o.ID, o.BootID, o.App, o.Epoch = orderID(h), bootID, h.App, uint64(h.Epoch)
 	res, err := a.link.Send(ctx, h.Node, bootID, o)
+	if o.Install != nil {
+		a.inventory.moves(h.Node, nil)
+	}
 	if err != nil {
 		if hotspare.CodeOf(err) == hotspare.CodeUnavailable {
-			return passing{err}
+			return res, passing{err}
 		}
-		return err
+		return res, err
 	}
 	for _, s := range res.Steps {
 		a.log.DebugContext(ctx, "agent step", "node", h.Node, "order", o.ID, "step", s.Name, "ok", s.OK, "ms", s.Millis, "why", s.Why)
@@ -111,7 +176,7 @@ func (a *agents) send(ctx context.Context, h haengine.Order, bootID string, o ag
 	if o.Claim != nil {
 		a.ladders.result(h.Node, bootID, res)
 	}
-	return res.Err()
+	return res, res.Err()
 }
 
 // Redeem spends a join token.
@@ -131,6 +196,9 @@ func (a *agents) Redeem(_ context.Context, hash [sha256.Size]byte, facts agentli
 func (a *agents) Joined(ctx context.Context, s server.Session) {
 	a.log.InfoContext(ctx, "node connected", "node", s.Node, "boot", s.BootID, "from", s.Remote, "resumed", s.Resumed)
 	a.ladders.joined(s)
+	if !s.Resumed {
+		a.inventory.found(s.Node, s.Facts)
+	}
 	// A resumed session is told too: the appliance may have died between the join
 	// and its journal. The engine ignores what it knows.
 	x, ok := a.attempts.byNode(s.Node)
@@ -138,7 +206,7 @@ func (a *agents) Joined(ctx context.Context, s server.Session) {
 		return // of a start that was taken back: its heartbeats are answered with a drop
 	}
 	if x.Mode == forStandby {
-		a.parked(ctx, x, s.Node, s.BootID, s.Facts)
+		a.parked(ctx, x, s)
 		return
 	}
 	a.submit(ctx, haengine.Joined{Node: s.Node, BootID: s.BootID, App: x.App, Epoch: x.Epoch})
@@ -152,6 +220,7 @@ func (a *agents) Gone(ctx context.Context, s server.Session, why string) {
 // Heartbeat passes the beat through the engine and answers with its lease.
 func (a *agents) Heartbeat(ctx context.Context, s server.Session, h agentlink.Heartbeat) agentlink.HeartbeatAck {
 	a.ladders.beat(s, h)
+	a.inventory.healthy(s.Node, h.Health)
 	beat := haengine.Heartbeat{Node: s.Node, BootID: s.BootID, App: h.App, Epoch: haengine.Epoch(h.Epoch)}
 	if known := a.known(beat.App, beat.Epoch); beat.Epoch > known {
 		// Every epoch is durable in the exports before a node hears of it: this
@@ -226,6 +295,11 @@ func (a *agents) known(app string, claimed haengine.Epoch) haengine.Epoch {
 		known = max(known, a.volumes.floor(app))
 	}
 	return known
+}
+
+// progress notes how far a node is with a long order.
+func (a *agents) progress(_ context.Context, s server.Session, p agentlink.Progress) {
+	a.inventory.moves(s.Node, &p)
 }
 
 // Sample passes one look from the node on, if the node holds the grant.

@@ -71,12 +71,14 @@ type Appliance struct {
 	recorder *boot.Recorder
 	ladders  *ladders
 	machines *machines // that are no nodes
-	finder   *discovery
-	floors   []haengine.EpochFloor // found by reconcile, told to the engine first
-	tasks    *tasks
-	scrubs   *scrubs
-	notices  chan cow.Notice // of the store, to be recorded
-	rates    rates
+
+	inventory *inventory // of nodes
+	finder    *discovery
+	floors    []haengine.EpochFloor // found by reconcile, told to the engine first
+	tasks     *tasks
+	scrubs    *scrubs
+	notices   chan cow.Notice // of the store, to be recorded
+	rates     rates
 }
 
 // Run serves until ctx ends or a part fails.
@@ -204,7 +206,18 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 		cfg: a.cfg, host: host, attempts: a.attempts, bmcs: a.bmcs, images: a.images, cache: filepath.Join(a.cfg.State, "initramfs"),
 		nodes: a.node, byMAC: a.nodeByMAC, volumes: a.volumes, ladders: a.ladders, finder: a.finder, log: a.log.With("part", "boot"),
 	}
-	a.agents = &agents{cfg: a.cfg, attempts: a.attempts, volumes: a.volumes, images: a.images, ladders: a.ladders, log: a.log.With("part", "agents")}
+	if a.inventory, err = openInventory(filepath.Join(a.cfg.State, "inventory.json"), a.log.With("part", "agents")); err != nil {
+		return err
+	}
+	a.parts.run("inventory", a.inventory.keep)
+	if a.boots.disks, err = openDiskStreams(&diskStreams{
+		store: a.store, token: a.attempts.byToken, find: a.images.Resolve, tell: a.recorder.Record, log: a.log.With("part", "disks"),
+		path: filepath.Join(a.cfg.State, "disk-digests.json"),
+	}); err != nil {
+		return err
+	}
+	a.seeds = seeds{texts: a.state, state: func() haengine.State { return a.engine.Snapshot() }}
+	a.agents = &agents{cfg: a.cfg, seeds: a.seeds, attempts: a.attempts, boots: a.boots, inventory: a.inventory, volumes: a.volumes, images: a.images, ladders: a.ladders, log: a.log.With("part", "agents")}
 	a.engine, err = runner.New(ctx, runner.Options{
 		Journal: a.state, Power: a.bmcs, Booter: a.boots, Volumes: a.volumes, Agents: a.agents, Preparer: preparer{a.boots},
 		Prober: prober{link: a.cfg.Network.interfaceOf, wait: 300 * time.Millisecond}, Notifier: notifier{a.log.With("part", "notify")},
@@ -216,6 +229,10 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	if err := a.attempts.only(func(node string) bool { _, ok := a.node(node); return ok }); err != nil {
 		return err
 	}
+	if err := a.seeds.drop(ctx); err != nil {
+		return err
+	}
+	a.boots.ask, a.boots.grant = a.agents.ask, a.grantOf
 	a.agents.engine, a.agents.approved, a.boots.send, a.boots.nearby = a.engine, a.boots.approved, a.agents.send, a.agents.nearby
 	return nil
 }
@@ -243,14 +260,11 @@ func (a *Appliance) openLink(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.parts.onStop("agents' port", func(context.Context) error { // for a start that fails before Serve takes it over
-		if err := ln.Close(); !errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		return nil
-	})
+	a.parts.onStop("agents' port", closeOnce(ln)) // for a start that fails before Serve takes it over
+	a.openBootCA()
 	a.link, err = server.New(server.Options{
 		Listener: ln, CA: ca, Tokens: a.agents, Handler: a.agents, Announced: a.finder.announced, Log: a.log.With("part", "link"),
+		Progress: a.agents.progress,
 		Reused: func(ctx context.Context, r server.Reuse) {
 			a.compromised(ctx, a.attempts.owner(r.TokenHash), "its join token was presented twice, the second time from "+r.Remote)
 		},
@@ -296,6 +310,14 @@ func lowestLive(app *haengine.AppState) haengine.Epoch {
 		}
 	}
 	return low
+}
+
+// grantOf gives the live grant of an application, or nil.
+func (a *Appliance) grantOf(app string) *haengine.Grant {
+	if s := a.engine.Snapshot().Durable.Apps[app]; s != nil {
+		return s.Grant
+	}
+	return nil
 }
 
 // node and nodeByMAC look a node up in the engine's state.

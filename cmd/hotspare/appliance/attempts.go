@@ -52,6 +52,7 @@ const (
 	forGrant   attemptMode = ""        // it carries an application
 	forStandby attemptMode = "standby" // it waits for a claim
 	forPreload attemptMode = "preload" // no boot: a parked node reads kernel and initramfs
+	forInstall attemptMode = "install" // no boot: a node reads the contents of a disk
 )
 
 // purpose says what a boot is for, for people.
@@ -61,6 +62,8 @@ func (x attempt) purpose() string {
 		return "it waits in standby on the kernel of " + x.Image
 	case forPreload:
 		return "it keeps " + x.Image + " ready"
+	case forInstall:
+		return "it installs " + x.Image + " on its disk"
 	}
 	return fmt.Sprintf("it becomes %s under epoch %d (%s)", x.App, x.Epoch, x.Way)
 }
@@ -81,7 +84,7 @@ type attempts struct {
 
 	mu      sync.Mutex
 	live    map[string]attempt         // by node
-	loads   map[string]attempt         // by token, of preloads; a restart of the appliance forgets them
+	loads   map[string]attempt         // by token, of preloads, which a restart of the appliance forgets, and of installations, which go on over one
 	secrets map[string]hotspare.Secret // by boot token: join secrets that go over the link, for a second try of the order
 	dead    []string                   // hashes of join tokens that were redeemed, of this process and before, oldest first
 }
@@ -91,6 +94,7 @@ const attemptsVersion = 1
 type attemptsFile struct {
 	Version  int       `json:"version"`
 	Attempts []attempt `json:"attempts"`
+	Installs []attempt `json:"installs,omitempty"`
 	Redeemed []string  `json:"redeemed,omitempty"` // the last ones, so that a second use is told from a wrong token
 }
 
@@ -113,6 +117,9 @@ func openAttempts(path string) (*attempts, error) {
 	for _, x := range f.Attempts {
 		a.live[x.Node] = x
 	}
+	for _, x := range f.Installs {
+		a.loads[x.BootToken] = x
+	}
 	a.dead = f.Redeemed
 	return a, nil
 }
@@ -123,7 +130,14 @@ func (a *attempts) save() error {
 	for _, x := range a.live {
 		f.Attempts = append(f.Attempts, x)
 	}
-	slices.SortFunc(f.Attempts, func(x, y attempt) int { return x.Created.Compare(y.Created) })
+	for _, x := range a.loads {
+		if x.Mode == forInstall {
+			f.Installs = append(f.Installs, x)
+		}
+	}
+	oldest := func(x, y attempt) int { return x.Created.Compare(y.Created) }
+	slices.SortFunc(f.Attempts, oldest)
+	slices.SortFunc(f.Installs, oldest)
 	b, err := json.Marshal(f)
 	if err != nil {
 		return fmt.Errorf("boot attempts: %w", err)
@@ -190,12 +204,12 @@ func (a *attempts) load(n haengine.Node, image string) (attempt, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for token, x := range a.loads {
-		if a.now().Sub(x.Created) > joinLife {
+		if x.Mode == forPreload && a.now().Sub(x.Created) > joinLife {
 			delete(a.loads, token)
 		}
 	}
 	for _, x := range a.loads {
-		if x.Node == n.Name && x.Image == image {
+		if x.Mode == forPreload && x.Node == n.Name && x.Image == image {
 			return x, nil
 		}
 	}
@@ -206,6 +220,36 @@ func (a *attempts) load(n haengine.Node, image string) (attempt, error) {
 	x.Mode = forPreload
 	a.loads[x.BootToken] = x
 	return x, nil
+}
+
+// streams gives a token with which a node may read the contents of an image's disk,
+// and nothing else, until streamed or until another image is to be installed on it.
+// It is durable: an installation outlives the appliance's process.
+func (a *attempts) streams(n haengine.Node, image string) (attempt, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for token, x := range a.loads {
+		switch {
+		case x.Mode != forInstall || x.Node != n.Name:
+		case x.Image == image:
+			return x, nil
+		default:
+			delete(a.loads, token) // a node installs one image at a time
+		}
+	}
+	x, err := newAttempt(n, image, a.now())
+	if err != nil {
+		return x, err
+	}
+	x.Mode = forInstall
+	return x, a.change(func() { a.loads[x.BootToken] = x })
+}
+
+// streamed ends the token of an installation.
+func (a *attempts) streamed(token string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.change(func() { delete(a.loads, token) })
 }
 
 // keep makes x the node's attempt, durably; the caller holds mu.
@@ -221,11 +265,11 @@ func (a *attempts) keep(x attempt) error {
 // change does what is to be durable: when it cannot be saved, it is taken back, so
 // that a second try does not find it as if it were. The caller holds mu.
 func (a *attempts) change(do func()) error {
-	live, dead := maps.Clone(a.live), slices.Clone(a.dead)
+	live, loads, dead := maps.Clone(a.live), maps.Clone(a.loads), slices.Clone(a.dead)
 	do()
 	err := a.save()
 	if err != nil {
-		a.live, a.dead = live, dead
+		a.live, a.loads, a.dead = live, loads, dead
 	}
 	return err
 }
@@ -236,11 +280,15 @@ func (a *attempts) only(exists func(node string) bool) error {
 	defer a.mu.Unlock()
 	return a.change(func() {
 		maps.DeleteFunc(a.live, func(node string, _ attempt) bool { return !exists(node) })
+		maps.DeleteFunc(a.loads, func(_ string, x attempt) bool { return !exists(x.Node) })
 	})
 }
 
 // forget drops what is left of a node that is gone.
 func (a *attempts) forget(node string) error {
+	a.mu.Lock()
+	maps.DeleteFunc(a.loads, func(_ string, x attempt) bool { return x.Node == node })
+	a.mu.Unlock()
 	return a.drop(node, func(attempt) bool { return true })
 }
 

@@ -38,8 +38,14 @@ type boots struct {
 	finder   *discovery
 	log      *slog.Logger
 
-	// send gives an order to a node's agent; set before anything is served.
+	disks *diskStreams
+
+	// send gives an order to a node's agent, ask gives what it answers too; set before
+	// anything is served.
 	send func(ctx context.Context, h haengine.Order, bootID string, o agentlink.Order) error
+	ask  func(ctx context.Context, h haengine.Order, bootID string, o agentlink.Order) (agentlink.Result, error)
+	// grant gives the live grant of an application, or nil; likewise.
+	grant func(app string) *haengine.Grant
 	// nearby gives the link over which a node's agent has come; likewise.
 	nearby func(node string) LinkConfig
 }
@@ -50,12 +56,9 @@ type boots struct {
 func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	n, ok := b.nodes(o.Node)
 	if !ok {
-		return &hotspare.Error{Code: hotspare.CodeNotFound, What: "there is no such node", Where: o.Node, Fix: "hotspare get nodes"}
+		return noNode(o.Node)
 	}
-	if !composed(o.Way) {
-		return notComposed("the way "+string(o.Way), o.App)
-	}
-	img, err := b.volumes.rootImage(o.App, o.Epoch, o.Image)
+	img, err := b.starts(o)
 	if err != nil {
 		return err
 	}
@@ -88,6 +91,28 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	}
 	b.log.InfoContext(ctx, "node powered on", "node", o.Node, "app", o.App, "epoch", o.Epoch, "wasOn", res.WasOn)
 	return nil
+}
+
+// starts gives the image that a grant is started with: the one that its root was
+// cloned from, or that was installed; else what the reference stands for now.
+func (b *boots) starts(o haengine.Boot) (images.Image, error) {
+	if o.Way.NeedsVolume() {
+		return b.volumes.rootImage(o.App, o.Epoch, o.Image)
+	}
+	ref := o.Image
+	if g := b.grant(o.App); g != nil && g.Epoch == o.Epoch && g.Copy != nil {
+		ref = g.Copy.Image
+	}
+	return b.pinned(o.Node, o.App, o.Epoch, ref)
+}
+
+// pinned gives the image that a node was booted with for a grant; for any other one
+// what a reference stands for.
+func (b *boots) pinned(node, app string, epoch haengine.Epoch, ref string) (images.Image, error) {
+	if x, ok := b.attempts.byNode(node); ok && epoch != 0 && x.Mode == forGrant && x.App == app && x.Epoch == epoch {
+		return b.images.Resolve(x.Image)
+	}
+	return b.images.Resolve(ref)
 }
 
 // CancelBoot takes back the answers and the token of an epoch.
@@ -236,6 +261,17 @@ func (b *boots) Open(ctx context.Context, token string, what boot.Artefact) (htt
 		return b.join(token, b.cfg.Network.asked(ctx))
 	case boot.ArtefactSAN:
 		return b.san(token, b.cfg.Network.asked(ctx))
+	}
+	if what == boot.ArtefactRoot {
+		img, err := b.images.Resolve(x.Image)
+		if err != nil {
+			return httpboot.File{}, err
+		}
+		root, ok := rootFile(img)
+		if !ok {
+			return httpboot.File{}, noRoot(img)
+		}
+		return root.open()
 	}
 	kernel, initrd, _, err := b.files(ctx, x.Image)
 	if err != nil {

@@ -2,10 +2,12 @@ package appliance
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 
 	"hotspare/haengine"
+	"hotspare/haengine/agentlink"
 	"hotspare/images"
 )
 
@@ -50,17 +52,40 @@ func imageFacts(ref string, img images.Image) haengine.ImageFacts {
 
 // notStarted says why an image cannot be started in a way.
 func notStarted(img images.Image, w haengine.Way) string {
-	switch {
-	case !composed(w):
-		return "this version does not offer it"
-	case img.Volume == "":
-		return "the image has no disk: it runs from memory"
-	case w == haengine.WayColdSAN && !img.Facts.Has(images.StartSAN):
-		return "its disk does not start by itself: it has no boot code"
-	case w == haengine.WayColdSAN:
+	switch w {
+	case haengine.WayRAM:
+		return notInMemory(img)
+	case haengine.WayColdSAN:
+		switch {
+		case img.Volume == "":
+			return noDisk
+		case !img.Facts.Has(images.StartSAN):
+			return "its disk does not start by itself: it has no boot code"
+		}
 		return ""
+	}
+	switch {
+	case img.Volume == "":
+		return noDisk
 	case !img.Facts.Has(images.StartKernel):
 		return "no kernel with its modules was found in the image"
+	}
+	return ""
+}
+
+const noDisk = "the image has no disk: it runs from memory"
+
+func notInMemory(img images.Image) string {
+	root, ok := rootFile(img)
+	switch {
+	case img.Volume != "":
+		return "the image is a disk: import a squashfs, or a kernel with an initrd, for it"
+	case !ok || !img.Facts.Has(images.StartRAM):
+		return "the image has no root that runs from memory"
+	case img.Kernel.Version == "" || img.Modules.Digest == "":
+		return "it came without its kernel's modules: import it with --kernel and --modules"
+	case root.bytes > agentlink.MaxArtefact:
+		return fmt.Sprintf("its root has %d MiB, possible are %d", root.bytes>>20, agentlink.MaxArtefact>>20)
 	}
 	return ""
 }

@@ -307,8 +307,11 @@ func (a *Appliance) Delete(ctx context.Context, kind, name, by string) error {
 	}
 	if kind == "node" {
 		a.bmcs.keep(func(node string) bool { return node != name })
+		a.inventory.forget(name)
 	}
-	return nil
+	a.applying.Lock()
+	defer a.applying.Unlock()
+	return a.seeds.drop(ctx)
 }
 
 // ImportImage takes a disk image of the appliance's file system.
@@ -382,7 +385,7 @@ func event(c api.Command) (haengine.Event, error) {
 	}
 	switch c.Kind + " " + c.Verb {
 	case "application failover":
-		return haengine.FailoverRequested{App: c.Name, To: c.To, By: c.By}, nil
+		return haengine.FailoverRequested{App: c.Name, To: c.To, By: c.By, Way: haengine.Way(c.Way)}, nil
 	case "application freeze", "pool freeze", "site freeze":
 		f := haengine.FreezeSet{Scope: scope, By: c.By, Reason: c.Reason}
 		if c.Until != "" {

@@ -111,7 +111,7 @@ func (a *Appliance) serveBoot(ctx context.Context) error {
 	}
 	for _, l := range a.cfg.Network.links() {
 		for _, own := range l.own() {
-			if err := a.serveHTTP(ctx, netip.AddrPortFrom(own, a.cfg.Network.HTTPPort), h, nil); err != nil {
+			if err := a.serveHTTP(ctx, netip.AddrPortFrom(own, a.cfg.Network.HTTPPort), a.boots.disks.before(h)); err != nil {
 				return err
 			}
 		}

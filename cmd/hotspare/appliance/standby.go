@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"fmt"
 	"net/url"
 
 	"hotspare"
@@ -11,6 +10,7 @@ import (
 	"hotspare/boot/standby"
 	"hotspare/haengine"
 	"hotspare/haengine/agentlink"
+	"hotspare/haengine/agentlink/server"
 	"hotspare/images"
 )
 
@@ -22,7 +22,7 @@ import (
 func (b *boots) Park(ctx context.Context, p haengine.ParkNode) error {
 	n, ok := b.nodes(p.Node)
 	if !ok {
-		return &hotspare.Error{Code: hotspare.CodeNotFound, What: "there is no such node", Where: p.Node, Fix: "hotspare get nodes"}
+		return noNode(p.Node)
 	}
 	on, err := b.waitsOn(ctx, p.Image)
 	if err != nil {
@@ -81,11 +81,13 @@ func (b *boots) kexec(ctx context.Context, o haengine.Boot, n haengine.Node, img
 // fetches them with its token.
 func (b *boots) artefacts(ctx context.Context, x attempt, link LinkConfig) (kernel, initrd agentlink.Artefact, err error) {
 	k, i, _, err := b.files(ctx, x.Image)
-	at := func(what boot.Artefact, f bootFile) agentlink.Artefact {
-		u := url.URL{Scheme: "http", Host: b.cfg.httpAddr(link).String(), Path: boot.Path{Artefact: what, Token: x.BootToken}.String()}
-		return agentlink.Artefact{URL: u.String(), SHA256: f.digest, Bytes: f.bytes}
-	}
-	return at(boot.ArtefactKernel, k), at(boot.ArtefactInitrd, i), err
+	return b.artefact(x, boot.ArtefactKernel, k, link), b.artefact(x, boot.ArtefactInitrd, i, link), err
+}
+
+// artefact names a file for a node that fetches it with the token of an attempt.
+func (b *boots) artefact(x attempt, what boot.Artefact, f bootFile, link LinkConfig) agentlink.Artefact {
+	u := url.URL{Scheme: "http", Host: b.cfg.httpAddr(link).String(), Path: boot.Path{Artefact: what, Token: x.BootToken}.String()}
+	return agentlink.Artefact{URL: u.String(), SHA256: f.digest, Bytes: f.bytes}
 }
 
 // joinArchive makes the archive with which a boot joins over a link.
@@ -103,62 +105,28 @@ func (b *boots) joinArchive(x attempt, secret hotspare.Secret, link LinkConfig) 
 	return standby.JoinArchive(map[string][]byte{agentlink.BootConfigPath: text}), nil
 }
 
-// Preload has a parked node read what claims of these images need. The order names
-// each file by its digest: the node fetches none that it has.
-func (p preparer) Preload(ctx context.Context, o haengine.Preload) error {
-	n, ok := p.boots.nodes(o.Node)
-	if !ok {
-		return &hotspare.Error{Code: hotspare.CodeNotFound, What: "there is no such node", Where: o.Node, Fix: "hotspare get nodes"}
-	}
-	var files []agentlink.Artefact
-	for _, ref := range o.Images {
-		img, err := p.boots.images.Resolve(ref)
-		if err != nil {
-			return err
-		}
-		x, err := p.boots.attempts.load(n.Spec, img.Ref())
-		if err != nil {
-			return err
-		}
-		kernel, initrd, err := p.boots.artefacts(ctx, x, p.boots.nearby(o.Node))
-		if err != nil {
-			return fmt.Errorf("preload of %s: %w", img.Ref(), err)
-		}
-		files = append(files, kernel, initrd)
-	}
-	return p.boots.send(ctx, o.Order, o.BootID, agentlink.Order{Preload: &agentlink.Preload{Artefacts: distinct(files)}})
-}
-
-// distinct leaves each file out that came before under another name.
-func distinct(files []agentlink.Artefact) []agentlink.Artefact {
-	have := map[string]bool{}
-	var out []agentlink.Artefact
-	for _, f := range files {
-		if !have[f.SHA256] {
-			have[f.SHA256] = true
-			out = append(out, f)
-		}
-	}
-	return out
-}
-
 // parked tells the engine of a node that came from its boot into standby.
-func (a *agents) parked(ctx context.Context, x attempt, node, bootID string, facts agentlink.Facts) {
-	e := haengine.Parked{Node: node, BootID: bootID, Turn: x.Turn, Kernel: x.Kernel}
-	if facts.BootID != "" { // this process saw it join
-		e.Facts = nodeFacts(facts)
+func (a *agents) parked(ctx context.Context, x attempt, s server.Session) {
+	e := haengine.Parked{Node: s.Node, BootID: s.BootID, Turn: x.Turn, Kernel: x.Kernel}
+	if s.Facts.BootID != "" { // this process saw it join
+		var disk *haengine.LocalDisk
+		if n, ok := a.boots.nodes(s.Node); ok {
+			disk = n.Spec.Disk
+		}
+		e.Facts = nodeFacts(s.Facts, disk)
+	}
+	if !s.Resumed { // what the disks hold changes while it waits
+		e.Copies = copiesOf(s.Facts.Disks)
 	}
 	a.submit(ctx, e)
 }
 
 // nodeFacts gives what placement needs of what an agent found.
-func nodeFacts(f agentlink.Facts) *haengine.NodeFacts {
-	n := &haengine.NodeFacts{Kexec: f.Kexec.Possible, NoKexec: f.Kexec.Why, Disk: len(f.Disks) > 0}
+func nodeFacts(f agentlink.Facts, disk *haengine.LocalDisk) *haengine.NodeFacts {
+	n := &haengine.NodeFacts{Kexec: f.Kexec.Possible, NoKexec: f.Kexec.Why}
+	n.Disk, n.NoDisk = diskFacts(disk, f.Disks)
 	if f.Vendor != "" || f.Product != "" {
 		n.Model = f.Vendor + " " + f.Product
-	}
-	if !n.Disk {
-		n.NoDisk = "it has no local disk"
 	}
 	return n
 }

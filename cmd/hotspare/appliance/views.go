@@ -116,10 +116,34 @@ func (a *Appliance) nodeView(st haengine.State, n *haengine.NodeState) api.Node 
 			v.Status.Reason = "BMC: " + s.BMCDead
 		}
 	}
+	for _, c := range n.Copies {
+		v.Status.Copies = append(v.Status.Copies, api.LocalCopy{Application: c.App, Image: c.Image, Disk: c.Disk, Slot: c.Slot, State: string(c.State), Epoch: uint64(c.Epoch)})
+	}
+	if k, ok := a.inventory.of(n.Spec.Name); ok {
+		inventoryView(&v.Status, k)
+	}
 	for _, s := range a.link.Sessions() {
 		v.Status.Linked = v.Status.Linked || s.Node == n.Spec.Name
 	}
 	return v
+}
+
+func inventoryView(v *api.NodeStatus, k known) {
+	if !k.At.IsZero() {
+		v.Inventory, v.InventoryAt = factsView(k.Facts), &k.At
+	}
+	if h := k.Health; h != nil {
+		v.Health = &api.NodeHealth{At: k.HealthAt, MemoryErrors: h.MemoryErrors, MemoryFatal: h.MemoryFatal}
+		for _, t := range h.Temperatures {
+			v.Health.Temperatures = append(v.Health.Temperatures, api.NodeTemperature{Name: boot.Plain(t.Name), MilliC: t.MilliC, Critical: t.Critical})
+		}
+		for _, l := range h.LinksDown {
+			v.Health.LinksDown = append(v.Health.LinksDown, boot.Plain(l))
+		}
+	}
+	if p := k.Progress; p != nil {
+		v.Busy = &api.NodeWork{Step: boot.Plain(p.Step), Done: p.Done, Total: p.Total}
+	}
 }
 
 // lease gives the address that DHCP last gave the node.

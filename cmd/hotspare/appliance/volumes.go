@@ -55,16 +55,10 @@ func rootEpoch(app, volume string) (haengine.Epoch, bool) {
 func (v *volumes) Attach(ctx context.Context, a haengine.Attach) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	img, err := v.images.Resolve(a.Spec.Image)
-	if err != nil {
-		return err
-	}
-	root := rootName(a.App, a.Epoch)
-	if err := v.ensure(ctx, root, func() error { return v.store.Clone(ctx, img.Volume, root) }); err != nil {
-		return fmt.Errorf("root of %s: %w", a.App, err)
-	}
-	if err := v.grant(ctx, a, root, false, false); err != nil {
-		return err
+	if a.Way.NeedsVolume() {
+		if err := v.attachRoot(ctx, a); err != nil {
+			return err
+		}
 	}
 	witnesses := map[string]bool{}
 	for _, r := range a.Spec.Resources {
@@ -85,6 +79,19 @@ func (v *volumes) Attach(ctx context.Context, a haengine.Attach) error {
 		}
 	}
 	return nil
+}
+
+// attachRoot makes the grant's own clone of the image.
+func (v *volumes) attachRoot(ctx context.Context, a haengine.Attach) error {
+	img, err := v.images.Resolve(a.Spec.Image)
+	if err != nil {
+		return err
+	}
+	root := rootName(a.App, a.Epoch)
+	if err := v.ensure(ctx, root, func() error { return v.store.Clone(ctx, img.Volume, root) }); err != nil {
+		return fmt.Errorf("root of %s: %w", a.App, err)
+	}
+	return v.grant(ctx, a, root, false, false)
 }
 
 // rootImage gives the image that the grant's root was cloned from, whatever ref
@@ -172,8 +179,10 @@ func (v *volumes) logins(c haengine.Claim, portal netip.AddrPort) ([]agentlink.V
 		})
 		return nil
 	}
-	if err := add(agentlink.RootVolume, rootName(c.App, c.Epoch), "", false); err != nil {
-		return nil, err
+	if c.Way.NeedsVolume() {
+		if err := add(agentlink.RootVolume, rootName(c.App, c.Epoch), "", false); err != nil {
+			return nil, err
+		}
 	}
 	for _, vol := range c.Spec.Volumes {
 		if err := add(vol.Name, volumeName(c.App, vol.Name), vol.Format, vol.ReadOnly); err != nil {
@@ -262,7 +271,7 @@ func (g goldenDisks) Create(ctx context.Context, name string, size int64) (image
 	if err := g.store.Create(ctx, name, size); err != nil {
 		return nil, err
 	}
-	dev, err := g.store.OpenVolume(name)
+	dev, err := g.store.OpenToFill(name)
 	if err != nil {
 		return nil, errors.Join(err, g.store.Delete(ctx, name))
 	}
