@@ -15,7 +15,7 @@ import (
 // bootGroups are the groups of part boot, in the order they run. Figures of
 // machines (from a claim to the first answer) join here.
 func bootGroups() []group {
-	return []group{{"tftp", tftpFigures}, {"http", httpFigures}, {"dhcp", dhcpFigures}, {"import", importFigures}, {"storm", stormFigures}}
+	return []group{{"tftp", tftpFigures}, {"http", httpFigures}, {"dhcp", dhcpFigures}, {"import", importFigures}, {"storm", stormFigures}, {"ways", waysFigures}}
 }
 
 type group struct {
@@ -62,18 +62,12 @@ func bootPart(ctx context.Context, o options) (err error) {
 
 // bootServer runs one of our servers in a process of its own, as the peers run:
 // `bench serve-tftp …`. BENCH_PROFILE_TFTP=FILE and so on profile it.
-func bootServer(ctx context.Context, kind string, args []string) error {
-	if path := os.Getenv("BENCH_PROFILE_" + strings.ToUpper(kind)); path != "" {
-		f, err := os.Create(filepath.Clean(path))
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
+func bootServer(ctx context.Context, kind string, args []string) (err error) {
+	stop, err := profileTo(strings.ToUpper(kind))
+	if err != nil {
+		return err
 	}
+	defer func() { err = errors.Join(err, stop()) }()
 	switch kind {
 	case "tftp":
 		return serveTFTP(ctx, args)
@@ -83,8 +77,30 @@ func bootServer(ctx context.Context, kind string, args []string) error {
 		return serveStorm(ctx, args)
 	case "machines":
 		return serveMachines(ctx, args)
+	case "asker":
+		return serveAsker(ctx, args)
 	}
 	return fmt.Errorf("no server %q", kind)
+}
+
+// profileTo begins a CPU profile in the file that BENCH_PROFILE_KIND names, if
+// any.
+func profileTo(kind string) (stop func() error, err error) {
+	path := os.Getenv("BENCH_PROFILE_" + kind)
+	if path == "" {
+		return func() error { return nil }, nil
+	}
+	f, err := os.Create(filepath.Clean(path))
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() error {
+		pprof.StopCPUProfile()
+		return f.Close()
+	}, nil
 }
 
 // runPeer starts a server and waits until ready says that it answers.

@@ -27,6 +27,7 @@ type options struct {
 	pattern *regexp.Regexp // names of patterns that both targets run
 	quick   bool
 	rounds  int
+	runs    int           // of each start of a machine
 	slice   time.Duration // of one pattern
 	span    int64         // bytes of a volume
 	extents int           // of the fragmented volume of the store's figures
@@ -61,7 +62,7 @@ func main() {
 	}
 	var o options
 	part := flag.String("part", "storage", "what to measure")
-	only := flag.String("only", "", "regular expression: measure these groups only (storage: memory, logins, file, store; boot: tftp, http, dhcp, import, storm)")
+	only := flag.String("only", "", "regular expression: measure these groups only (storage: memory, logins, file, store; boot: tftp, http, dhcp, import, storm, ways)")
 	pattern := flag.String("pattern", "", "regular expression: measure these patterns only")
 	profile := flag.String("profile", "", "write a CPU profile of our target to this file")
 	flag.StringVar(&o.lab, "lab", "out/bin/hotspare-lab", "the program whose target is measured")
@@ -69,6 +70,7 @@ func main() {
 	flag.StringVar(&o.memory, "memory", "/dev/shm", "directory in memory")
 	flag.StringVar(&o.out, "out", "", "where the figures go (out/bench-PART.json)")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds of each pattern")
+	flag.IntVar(&o.runs, "runs", 10, "starts of a machine in each way")
 	flag.IntVar(&o.depth, "depth", 8, "commands outstanding in sequential patterns")
 	flag.DurationVar(&o.slice, "slice", 3*time.Second, "time of one pattern")
 	flag.BoolVar(&o.verbose, "v", false, "print every round")

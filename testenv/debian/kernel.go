@@ -60,7 +60,7 @@ func FetchKernel(ctx context.Context) (Kernel, error) {
 			return Kernel{}, err
 		}
 	}
-	return openKernel(dir)
+	return OpenKernel(dir)
 }
 
 // kernelPackage names the package: a kernel that is in the cache stays in use.
@@ -125,7 +125,8 @@ func apt(ctx context.Context, dir string, args ...string) (string, error) {
 	}
 }
 
-func openKernel(dir string) (Kernel, error) {
+// OpenKernel gives the kernel of a root: one /boot/vmlinuz and its modules.
+func OpenKernel(dir string) (Kernel, error) {
 	images, err := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*"))
 	if err != nil || len(images) != 1 {
 		return Kernel{}, fmt.Errorf("debian: %d kernels in %s", len(images), dir)
