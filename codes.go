@@ -45,6 +45,7 @@ const (
 	CodeBMCTool        Code = "BMC-027" // ipmitool is not installed
 	CodeBMCRefused     Code = "BMC-028" // the BMC answered with an error
 	CodeBMCWrongNode   Code = "BMC-029" // the BMC belongs to another machine
+	CodeBMCBootOrder   Code = "BMC-030" // the BMC does not keep the boot order
 
 	// Images.
 	CodeImageDigest    Code = "IMG-001" // SHA-256 differs

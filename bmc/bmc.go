@@ -3,8 +3,9 @@
 // commands reach one controller.
 //
 // It holds the contract (Driver), one serialised queue per BMC (Queue), the
-// two operations that fencing and starting are made of (Off, On), a staged
-// check for operators (Probe) and the errors with their mends. The wire is left
+// two operations that fencing and starting are made of (Off, On), the boot order
+// that keeps a firmware from its disk (BootNetworkFirst), a staged check for
+// operators (Probe) and the errors with their mends. The wire is left
 // to the child package wire (IPMI and Redfish over bmclib), the decision whom
 // to fence to the engine.
 //
@@ -80,6 +81,12 @@ type Driver interface {
 	PowerOn(ctx context.Context) error
 	// SetNextBootPXE makes the next boot, and only that one, a network boot.
 	SetNextBootPXE(ctx context.Context) error
+	// SetNetworkFirst makes every boot a network boot, until something else is
+	// asked for: SetNextBootPXE takes the same place. uefi says that the firmware
+	// is known to be UEFI. A nil error means accepted, no more: BootOrder tells.
+	SetNetworkFirst(ctx context.Context, uefi bool) error
+	// BootOrder reads what the BMC has been asked to boot from.
+	BootOrder(ctx context.Context) (BootOrder, error)
 	// SystemUUID gives the machine's UUID as the BMC knows it, in RFC 4122
 	// text form, lower case.
 	SystemUUID(ctx context.Context) (string, error)

@@ -14,6 +14,7 @@ var (
 	ErrTool        = &hotspare.Error{Code: hotspare.CodeBMCTool}
 	ErrRefused     = &hotspare.Error{Code: hotspare.CodeBMCRefused}
 	ErrWrongNode   = &hotspare.Error{Code: hotspare.CodeBMCWrongNode}
+	ErrBootOrder   = &hotspare.Error{Code: hotspare.CodeBMCBootOrder}
 	ErrStaleEpoch  = &hotspare.Error{Code: hotspare.CodeStaleEpoch}
 	ErrUnproven    = &hotspare.Error{Code: hotspare.CodeFenceUnproven}
 )
@@ -43,6 +44,9 @@ func texts(code hotspare.Code) (what, fix string) {
 	case hotspare.CodeBMCWrongNode:
 		return "the BMC belongs to another machine",
 			"compare the UUID printed here with the node's (dmidecode -s system-uuid) and correct the BMC address of the node; nothing was switched"
+	case hotspare.CodeBMCBootOrder:
+		return "the BMC does not keep the machine's boot order",
+			"update the firmware of the BMC and of the machine, or give the node's bmc section its other protocol (ipmi, redfish); what the BMC shows: ipmitool -I lanplus -C 17 -H HOST -U USER -E chassis bootparam get 5; until it is mended use ways that put nothing on this machine's disk"
 	default:
 		return "the BMC answered with an error",
 			"read what it says; a machine in transition needs a moment, a BMC that goes on like this a reset of the BMC itself"
@@ -51,8 +55,8 @@ func texts(code hotspare.Code) (what, fix string) {
 
 // Permanent says whether trying again cannot help before an operator has
 // mended something: wrong password, missing privilege, missing tool, wrong
-// machine. A repeated wrong password can lock the user out of the BMC.
+// machine, a boot order that is not kept. A repeated wrong password can lock the user out of the BMC.
 func Permanent(err error) bool {
 	return errors.Is(err, ErrPassword) || errors.Is(err, ErrPrivilege) ||
-		errors.Is(err, ErrTool) || errors.Is(err, ErrWrongNode) || errors.Is(err, ErrStaleEpoch)
+		errors.Is(err, ErrTool) || errors.Is(err, ErrWrongNode) || errors.Is(err, ErrBootOrder) || errors.Is(err, ErrStaleEpoch)
 }

@@ -245,8 +245,8 @@ func TestOn(t *testing.T) {
 		wasOn bool
 		calls []string
 	}{
-		{name: "off: boot device, power, read", m: &machine{}, opts: OnOptions{PXE: true}, calls: []string{"read", "pxe", "on", "read"}},
-		{name: "a running machine is left alone", m: &machine{on: true}, opts: OnOptions{PXE: true}, wasOn: true, calls: []string{"read"}},
+		{name: "off: boot device, power, read", m: &machine{}, opts: OnOptions{Network: NetworkOnce}, calls: []string{"read", "pxe", "on", "read"}},
+		{name: "a running machine is left alone", m: &machine{on: true}, opts: OnOptions{Network: NetworkOnce}, wasOn: true, calls: []string{"read"}},
 		{name: "wrong machine", m: &machine{uuid: "11111111-2222-3333-4444-555555555555"}, opts: OnOptions{ExpectUUID: uuid1},
 			code: hotspare.CodeBMCWrongNode, calls: []string{"uuid"}},
 		{name: "in between is waited for", m: &machine{reported: []PowerState{PowerUnknown, PowerUnknown}}, calls: []string{"read", "read", "read", "on", "read"}},

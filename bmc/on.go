@@ -11,8 +11,17 @@ import (
 
 // OnOptions say how On switches on.
 type OnOptions struct {
-	// PXE asks for a network boot, once, before the power.
-	PXE bool
+	// Network says for which starts a network boot is asked for before the power.
+	// NetworkEvery is for machines whose disk holds something that their firmware
+	// must not start by itself (SAFETY S2a): the order is set, read back, and only
+	// then the power goes on. Never give NetworkOnce for such a machine.
+	Network NetworkBoot
+	// UEFI says that the machine's firmware is known to be UEFI, so that
+	// NetworkEvery asks for a UEFI start and takes no legacy one for it.
+	UEFI bool
+	// ReadBack is how long a BMC may take to show the order that it took. Default
+	// 10 s.
+	ReadBack time.Duration
 	// Interval between two reads. Default 1 s.
 	Interval time.Duration
 	// Deadline bounds the whole. Default 60 s.
@@ -34,6 +43,9 @@ func (o OnOptions) withDefaults() OnOptions {
 	if o.Resend == 0 {
 		o.Resend = 10 * time.Second
 	}
+	if o.ReadBack == 0 {
+		o.ReadBack = 10 * time.Second
+	}
 	return o
 }
 
@@ -48,24 +60,20 @@ type OnResult struct {
 	UUID  string    `json:"uuid,omitempty"`
 	Sent  []Sent    `json:"sent,omitempty"`
 	Reads []Reading `json:"reads"`
+	// Order is the boot order that was read last, with NetworkEvery only.
+	Order *BootOrder `json:"order,omitempty"`
 }
 
 // On switches the machine on and reads that it is on. It reads first and does
 // nothing to a machine that is on. Errors are those of the last attempt when
-// the deadline passes; Permanent ones end it early.
+// the deadline passes; Permanent ones end it early, among them ErrBootOrder: a
+// machine whose boot order is not as asked stays off.
 func On(ctx context.Context, q *Queue, r Right, opts OnOptions) (OnResult, error) {
 	o := &onRun{q: q, opts: opts.withDefaults(), res: OnResult{BMC: q.Name(), Right: r}}
 	ctx, cancel := context.WithTimeout(ctx, o.opts.Deadline)
 	defer cancel()
-	if err := q.Raise(r); err != nil {
+	if err := o.begin(ctx); err != nil {
 		return o.res, err
-	}
-	if o.opts.ExpectUUID != "" {
-		id := &offRun{q: q, opts: OffOptions{Interval: o.opts.Interval, ExpectUUID: o.opts.ExpectUUID}}
-		if err := id.identify(ctx); err != nil {
-			return o.res, o.ended(err, id.cause)
-		}
-		o.res.UUID = id.ev.UUID
 	}
 	for {
 		reading, err := q.fresh(ctx)
@@ -84,7 +92,7 @@ func On(ctx context.Context, q *Queue, r Right, opts OnOptions) (OnResult, error
 			o.cause = telling(o.cause, err)
 		}
 		if err := pause(ctx, o.opts.Interval); err != nil {
-			return o.res, o.ended(err, o.cause)
+			return o.res, o.ended(err, fmt.Sprintf("the machine did not read as on within %s", o.opts.Deadline))
 		}
 	}
 }
@@ -97,15 +105,38 @@ type onRun struct {
 	sentAt time.Time
 }
 
+// begin makes the right count and the machine known.
+func (o *onRun) begin(ctx context.Context) error {
+	if err := o.q.Raise(o.res.Right); err != nil {
+		return err
+	}
+	if o.opts.ExpectUUID == "" {
+		return nil
+	}
+	id := &offRun{q: o.q, opts: OffOptions{Interval: o.opts.Interval, ExpectUUID: o.opts.ExpectUUID}}
+	if err := id.identify(ctx); err != nil {
+		o.cause = id.cause
+		return o.ended(err, "the machine's UUID was not read")
+	}
+	o.res.UUID = id.ev.UUID
+	return nil
+}
+
 // start gives the commands to a machine that reads as off.
 func (o *onRun) start(ctx context.Context) error {
 	if !o.sentAt.IsZero() && time.Since(o.sentAt) < o.opts.Resend {
 		return nil
 	}
-	if o.opts.PXE {
-		if err := o.send(ctx, CommandNextBootPXE); err != nil {
-			return err
-		}
+	var err error
+	switch o.opts.Network {
+	case NetworkOnce:
+		err = o.send(ctx, CommandNextBootPXE)
+	case NetworkEvery:
+		err = o.setOrder(ctx)
+	default:
+	}
+	if err != nil {
+		return err
 	}
 	o.sentAt = time.Now()
 	return o.send(ctx, CommandOn)
@@ -122,13 +153,15 @@ func (o *onRun) send(ctx context.Context, c Command) error {
 	return err
 }
 
-func (o *onRun) ended(err, cause error) error {
+// ended gives the error of a run whose time was up: the last cause where there is
+// one, else why.
+func (o *onRun) ended(err error, why string) error {
+	cause := o.cause
 	if cause == nil || !errors.Is(err, context.DeadlineExceeded) {
 		cause = err
 	}
 	if hotspare.CodeOf(cause) != "" {
 		return cause
 	}
-	return NewError(hotspare.CodeBMCRefused, o.res.BMC,
-		fmt.Sprintf("the machine did not read as on within %s", o.opts.Deadline), cause)
+	return NewError(hotspare.CodeBMCRefused, o.res.BMC, why, cause)
 }

@@ -19,6 +19,8 @@ const (
 	CommandOff Command = iota + 1
 	CommandOn
 	CommandNextBootPXE
+	CommandNetworkFirst     // every boot from the network
+	CommandNetworkFirstUEFI // the same, of a machine whose firmware is known to be UEFI
 )
 
 // String gives the word for logs.
@@ -30,6 +32,10 @@ func (c Command) String() string {
 		return "power on"
 	case CommandNextBootPXE:
 		return "next boot pxe"
+	case CommandNetworkFirst:
+		return "every boot pxe"
+	case CommandNetworkFirstUEFI:
+		return "every boot pxe, uefi"
 	default:
 		return fmt.Sprintf("command %d", uint8(c))
 	}
@@ -204,6 +210,8 @@ func (q *Queue) sender(c Command) (func(context.Context) error, error) {
 		return q.driver.PowerOn, nil
 	case CommandNextBootPXE:
 		return q.driver.SetNextBootPXE, nil
+	case CommandNetworkFirst, CommandNetworkFirstUEFI:
+		return func(ctx context.Context) error { return q.driver.SetNetworkFirst(ctx, c == CommandNetworkFirstUEFI) }, nil
 	default:
 		return nil, &hotspare.Error{Code: hotspare.CodeInternal, What: "unknown BMC command", Where: q.opts.Name, Why: c.String()}
 	}
@@ -236,7 +244,7 @@ func (q *Queue) ended(c Command, clean bool) {
 			q.onUntil = q.lastSent.Add(q.opts.Settle)
 			q.onClean = clean
 		}
-		if c != CommandNextBootPXE {
+		if c == CommandOff || c == CommandOn { // a boot order leaves the power alone
 			q.last = Reading{}
 		}
 	})
@@ -321,21 +329,26 @@ func (q *Queue) read(ctx context.Context) (Reading, error) {
 
 // SystemUUID asks the BMC which machine it belongs to.
 func (q *Queue) SystemUUID(ctx context.Context) (string, error) {
-	q.mu.Lock()
-	if q.closed {
-		q.mu.Unlock()
-		return "", q.closedError()
-	}
-	q.flight.Add(1)
-	q.mu.Unlock()
-	defer q.flight.Done()
-	if err := q.take(ctx); err != nil {
-		return "", err
-	}
-	defer q.give()
-	ctx, cancel := context.WithTimeout(ctx, q.opts.Timeout)
-	defer cancel()
-	return q.driver.SystemUUID(ctx)
+	var uuid string
+	err := q.Exclusive(ctx, func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, q.opts.Timeout)
+		defer cancel()
+		uuid, err = q.driver.SystemUUID(ctx)
+		return err
+	})
+	return uuid, err
+}
+
+// BootOrder asks the BMC what it has been asked to boot from.
+func (q *Queue) BootOrder(ctx context.Context) (BootOrder, error) {
+	var order BootOrder
+	err := q.Exclusive(ctx, func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, q.opts.Timeout)
+		defer cancel()
+		order, err = q.driver.BootOrder(ctx)
+		return err
+	})
+	return order, err
 }
 
 // Exclusive runs f while nothing else talks to the BMC, for a Probe of a BMC

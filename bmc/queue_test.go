@@ -37,6 +37,13 @@ type machine struct {
 	uuid     string
 	late     sync.WaitGroup
 	closed   bool
+
+	order        BootOrder
+	orderTo      *BootOrder    // what a request for the network at every boot makes of it, if not that
+	orderDelay   time.Duration // the request is shown this much later
+	orderErr     error         // the next orderErrs requests are refused with it
+	orderErrs    int
+	orderReadErr error
 }
 
 const silence PowerState = 99
@@ -113,7 +120,53 @@ func (m *machine) PowerOn(ctx context.Context) error {
 	return err
 }
 
-func (m *machine) SetNextBootPXE(ctx context.Context) error { return m.enter(ctx, "pxe") }
+func (m *machine) SetNextBootPXE(ctx context.Context) error {
+	err := m.enter(ctx, "pxe")
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.order = BootOrder{Device: DevicePXE}
+	return err
+}
+
+// SetNetworkFirst does what the order field of the machine's story says.
+func (m *machine) SetNetworkFirst(ctx context.Context, uefi bool) error {
+	if err := m.enter(ctx, "every"); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.orderErrs > 0 {
+		m.orderErrs--
+		return m.orderErr
+	}
+	o := BootOrder{Device: DevicePXE, Every: true, Mode: ModeLegacy}
+	if uefi {
+		o.Mode = ModeUEFI
+	}
+	if m.orderTo != nil {
+		o = *m.orderTo
+	}
+	if m.orderDelay == 0 {
+		m.order = o
+		return nil
+	}
+	m.late.Go(func() {
+		time.Sleep(m.orderDelay)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.order = o
+	})
+	return nil
+}
+
+func (m *machine) BootOrder(ctx context.Context) (BootOrder, error) {
+	if err := m.enter(ctx, "order"); err != nil {
+		return BootOrder{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.order, m.orderReadErr
+}
 
 func (m *machine) SystemUUID(ctx context.Context) (string, error) {
 	return m.uuid, m.enter(ctx, "uuid")

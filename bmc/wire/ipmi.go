@@ -113,15 +113,6 @@ func (d *ipmi) setPower(ctx context.Context, state string) error {
 	})
 }
 
-// SetNextBootPXE runs `chassis bootdev pxe`. The BMC forgets it after 60 s
-// (IPMI v2.0 section 28.12), so power on follows at once.
-func (d *ipmi) SetNextBootPXE(ctx context.Context) error {
-	return d.call(ctx, func(ctx context.Context, c *bmclib.Client, _ int) error {
-		ok, err := c.SetBootDevice(ctx, "pxe", false, d.cfg.EFI)
-		return accepted(ok, err)
-	})
-}
-
 func accepted(ok bool, err error) error {
 	if err == nil && !ok {
 		return errors.New("the BMC did not accept the command")

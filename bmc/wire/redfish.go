@@ -17,6 +17,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/jacobweinstock/registrar"
 	"github.com/stmcginnis/gofish"
+	rf "github.com/stmcginnis/gofish/redfish"
 
 	"hotspare"
 	"hotspare/bmc"
@@ -132,18 +133,23 @@ func (d *redfishDriver) setPower(ctx context.Context, state string) error {
 	})
 }
 
-func (d *redfishDriver) SetNextBootPXE(ctx context.Context) error {
-	return d.call(ctx, func(ctx context.Context, c *bmclib.Client) error {
-		ok, err := c.SetBootDevice(ctx, "pxe", false, d.cfg.EFI)
-		return accepted(ok, err)
-	})
-}
-
-// SystemUUID reads ComputerSystem.UUID, which bmclib does not show, in a short
-// session of its own.
+// SystemUUID reads ComputerSystem.UUID, which bmclib does not show.
 func (d *redfishDriver) SystemUUID(ctx context.Context) (string, error) {
 	var uuid string
-	err := d.call(ctx, func(_ context.Context, _ *bmclib.Client) error {
+	err := d.system(ctx, func(s *rf.ComputerSystem, _ []byte) error {
+		uuid = strings.ToLower(s.UUID)
+		if !bmc.SameUUID(uuid, uuid) {
+			return errors.New("the BMC gave no usable system UUID")
+		}
+		return nil
+	})
+	return uuid, err
+}
+
+// system reads the one system, for what bmclib does not show, in a short session
+// of its own.
+func (d *redfishDriver) system(ctx context.Context, use func(s *rf.ComputerSystem, document []byte) error) error {
+	return d.call(ctx, func(_ context.Context, _ *bmclib.Client) error {
 		c, err := gofish.Connect(gofish.ClientConfig{Endpoint: "https://" + d.cfg.where(), HTTPClient: d.http,
 			Username: d.cfg.User, Password: d.cfg.Password.Reveal()})
 		if err != nil {
@@ -157,13 +163,8 @@ func (d *redfishDriver) SystemUUID(ctx context.Context) (string, error) {
 		if len(systems) != 1 {
 			return fmt.Errorf("the BMC shows %d systems, expected one", len(systems))
 		}
-		uuid = strings.ToLower(systems[0].UUID)
-		if !bmc.SameUUID(uuid, uuid) {
-			return errors.New("the BMC gave no usable system UUID")
-		}
-		return nil
+		return use(systems[0], systems[0].RawData)
 	})
-	return uuid, err
 }
 
 // Close ends the session.

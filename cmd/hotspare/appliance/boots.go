@@ -83,7 +83,7 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	}
 	b.ladders.power(o.Node, fmt.Sprintf("it is to become %s under epoch %d (%s)", o.App, o.Epoch, o.Way), o.Epoch)
 	res, err := bmc.On(ctx, q, right(o.Turn), bmc.OnOptions{
-		PXE: true, Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: spec.UUID,
+		Network: bmc.NetworkOnce, Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: spec.UUID,
 	})
 	if err != nil {
 		b.ladders.powerFailed(o.Node, err)

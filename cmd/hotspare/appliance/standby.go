@@ -42,7 +42,7 @@ func (b *boots) Park(ctx context.Context, p haengine.ParkNode) error {
 	}
 	b.ladders.power(p.Node, "it is to wait in standby", 0)
 	res, err := bmc.On(ctx, q, right(p.Turn), bmc.OnOptions{
-		PXE: true, Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: spec.UUID,
+		Network: bmc.NetworkOnce, Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: spec.UUID,
 	})
 	if err != nil {
 		b.ladders.powerFailed(p.Node, err)
