@@ -124,11 +124,11 @@ func sumOff(slot uint32, block int) int64 {
 
 // writeFresh writes whole blocks that no map shows yet, checksums first. On an
 // error nothing has changed for anybody.
-func (s *Store) writeFresh(slot uint32, block int, p []byte) error {
+func (s *Store) writeFresh(slot uint32, block int, p []byte, passing bool) error {
 	if _, err := s.sums.WriteAt(sumsOf(p), sumOff(slot, block)); err != nil {
 		return s.writeError(err)
 	}
-	if _, err := s.data.WriteAt(p, dataOff(slot, block)); err != nil {
+	if _, err := s.writeData(p, dataOff(slot, block), passing); err != nil {
 		return s.writeError(err)
 	}
 	s.written.Add(1)

@@ -44,6 +44,8 @@ type device struct {
 	s      *Store
 	v      *volume
 	closed atomic.Bool
+	// passing says that new data need not stay in memory; see OpenToFill.
+	passing bool
 }
 
 func (d *device) Size() int64 { return d.v.size.Load() }

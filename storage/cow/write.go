@@ -119,7 +119,7 @@ func (d *device) writeNew(c uint32, e entry, b0 int, p []byte, mask uint16) erro
 		d.s.untakeSlot(slot)
 		return err
 	}
-	if err := d.s.writeFresh(slot, b0, p); err != nil {
+	if err := d.s.writeFresh(slot, b0, p, d.passing); err != nil {
 		d.s.untakeSlot(slot)
 		return err
 	}
