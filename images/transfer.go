@@ -55,7 +55,7 @@ func transfer(ctx context.Context, src source, dst sink, tell func(done int64)) 
 		defer close(pieces)
 		return t.plan(ctx, pieces)
 	})
-	for range max(2, runtime.GOMAXPROCS(0)) {
+	for range max(2, runtime.GOMAXPROCS(0)) + 1 { // one of them writes or waits for its turn
 		g.Go(func() error { return t.work(ctx, pieces) })
 	}
 	err = g.Wait()
@@ -76,6 +76,11 @@ type transferring struct {
 	tell    func(int64)
 	written atomic.Int64
 	done    atomic.Int64
+
+	// writing is held by the one that writes. The volume is one file below, and a
+	// file takes one write at a time: a second one would burn a processor until it
+	// is let in. And a piece that is written in one go lies in one place.
+	writing sync.Mutex
 
 	mu       sync.Mutex
 	flushed  int64 // of written, when the last flush began
@@ -123,7 +128,7 @@ func (t *transferring) work(ctx context.Context, pieces <-chan int64) error {
 			return readShort(err, off+int64(n), t.src.Size())
 		}
 		t.digest.set(i, p)
-		n, err := writeGrains(t.dst, p, off)
+		n, err := t.write(p, off)
 		total := t.written.Add(n)
 		if err != nil {
 			return err
@@ -134,6 +139,12 @@ func (t *transferring) work(ctx context.Context, pieces <-chan int64) error {
 		}
 	}
 	return nil
+}
+
+func (t *transferring) write(p []byte, off int64) (int64, error) {
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	return writeGrains(t.dst, p, off)
 }
 
 // flushBeside begins a flush when much was written since the last one.
