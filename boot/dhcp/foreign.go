@@ -57,8 +57,8 @@ func (f Foreign) name() string {
 	return s
 }
 
-// offers tells what it was seen to offer.
-func (f Foreign) offers() string {
+// Offers tells what it was seen to offer.
+func (f Foreign) Offers() string {
 	var parts []string
 	if f.Address.IsValid() {
 		parts = append(parts, "address "+f.Address.String())
@@ -286,7 +286,7 @@ func (s *Server) tellForeign(f *Foreign) Foreign {
 		if fix == "" {
 			fix = "several servers give addresses here: keep one"
 		}
-		why := "it offers " + out.offers()
+		why := "it offers " + out.Offers()
 		if out.Taken > 0 {
 			why += fmt.Sprintf("; %s took an offer of its", out.Taker)
 		}

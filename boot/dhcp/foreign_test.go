@@ -139,7 +139,7 @@ func FuzzServerAnswer(f *testing.F) {
 	}
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if a, ok := serverAnswer(b); ok && (!a.Server.Is4() || strings.ContainsAny(a.name()+a.offers(), "\n\x1b")) {
+		if a, ok := serverAnswer(b); ok && (!a.Server.Is4() || strings.ContainsAny(a.name()+a.Offers(), "\n\x1b")) {
 			t.Errorf("%+v", a)
 		}
 	})

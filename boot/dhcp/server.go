@@ -1,12 +1,14 @@
 package dhcp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,7 +55,7 @@ type Server struct {
 	subnets []*subnet // own first
 	file    *leaseFile
 	foreign map[netip.Addr]*Foreign
-	alarmed map[string]time.Time // last seen
+	alarmed map[string]*Alarm // by code and place
 
 	makers struct { // of network cards, as looked up
 		sync.Mutex
@@ -69,7 +71,7 @@ type Server struct {
 
 // newServer makes a server without sockets and files.
 func newServer(o Options) *Server {
-	s := &Server{o: o, limits: newLimiter(o.Limits), foreign: map[netip.Addr]*Foreign{}, alarmed: map[string]time.Time{}}
+	s := &Server{o: o, limits: newLimiter(o.Limits), foreign: map[netip.Addr]*Foreign{}, alarmed: map[string]*Alarm{}}
 	for _, n := range append([]Subnet{o.Subnet}, o.Relayed...) {
 		s.subnets = append(s.subnets, &subnet{Subnet: n, table: newTable(o, n)})
 	}
@@ -288,17 +290,45 @@ func (s *Server) Stats() Stats {
 // alarmQuiet is how long a cause must have been gone to be told of again.
 const alarmQuiet = 10 * time.Minute
 
+// Alarm is something that an operator should look at.
+type Alarm struct {
+	Err   *hotspare.Error // as it was seen last
+	First time.Time       // when it began
+	Last  time.Time
+}
+
+// Alarms gives what stands: it was seen within the last ten minutes.
+func (s *Server) Alarms() []Alarm {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []Alarm
+	for _, a := range s.alarmed {
+		if s.o.Now().Sub(a.Last) < alarmQuiet {
+			out = append(out, *a)
+		}
+	}
+	slices.SortFunc(out, func(a, b Alarm) int {
+		return cmp.Or(b.Last.Compare(a.Last), strings.Compare(a.Err.Where, b.Err.Where))
+	})
+	return out
+}
+
 // alarm tells the operator, once while a cause lasts.
 func (s *Server) alarm(e *hotspare.Error) {
 	key, now := string(e.Code)+" "+e.Where, s.o.Now()
 	s.mu.Lock()
-	last, again := s.alarmed[key]
-	if !again && len(s.alarmed) >= 256 {
+	a := s.alarmed[key]
+	stands := a != nil && now.Sub(a.Last) < alarmQuiet
+	if a == nil && len(s.alarmed) >= 256 {
 		clear(s.alarmed)
 	}
-	s.alarmed[key] = now
+	if !stands {
+		a = &Alarm{First: now}
+		s.alarmed[key] = a
+	}
+	a.Err, a.Last = e, now
 	s.mu.Unlock()
-	if again && now.Sub(last) < alarmQuiet {
+	if stands {
 		return
 	}
 	s.o.Log.Warn(e.What, "code", e.Code, "where", e.Where, "why", e.Why, "fix", e.Fix)

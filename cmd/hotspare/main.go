@@ -95,7 +95,7 @@ func command() *cobra.Command {
 	f.StringVar(&c.server, "server", os.Getenv("HOTSPARE_SERVER"), "address of the appliance instead, e.g. http://10.77.0.1:8080 ($HOTSPARE_SERVER)")
 	f.StringVar(&c.tokenFile, "token-file", os.Getenv("HOTSPARE_TOKEN_FILE"), "file with the token for --server ($HOTSPARE_TOKEN_FILE)")
 	root.AddCommand(
-		serveCommand(), dhcpCommand(),
+		serveCommand(), dhcpCommand(), bootCommand(&c),
 		applyCommand(&c), getCommand(&c), describeCommand(&c), deleteCommand(&c),
 		imageCommand(&c), appCommand(&c), nodeCommand(&c), machineCommand(&c), siteCommand(&c),
 		volumeCommand(&c), storageCommand(&c), tasksCommand(&c),

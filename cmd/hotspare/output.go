@@ -103,6 +103,8 @@ func listing(out io.Writer, kind, format string, raw json.RawMessage) error {
 		return typed(out, format, raw, applicationRows, func(a api.Application) string { return "application/" + a.Name })
 	case "machines":
 		return typed(out, format, raw, machineRows, func(m api.Machine) string { return "machine/" + m.ID })
+	case "links":
+		return typed(out, format, raw, linkRows, func(l api.Link) string { return "link/" + l.Interface })
 	case "boots":
 		return typed(out, format, raw, bootRows, func(l boot.Ladder) string { return "boot/" + l.MAC.String() })
 	}

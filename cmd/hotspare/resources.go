@@ -19,14 +19,14 @@ var kinds = map[string]string{
 	"node": "nodes", "nodes": "nodes", "pool": "pools", "pools": "pools", "image": "images", "images": "images",
 	"volume": "volumes", "volumes": "volumes", "app": "applications", "apps": "applications",
 	"application": "applications", "applications": "applications", "failover": "failovers", "failovers": "failovers",
-	"boot": "boots", "boots": "boots", "machine": "machines", "machines": "machines",
+	"boot": "boots", "boots": "boots", "machine": "machines", "machines": "machines", "link": "links", "links": "links",
 }
 
 func kindOf(cmd *cobra.Command, word string) (string, error) {
 	if k := kinds[strings.ToLower(word)]; k != "" {
 		return k, nil
 	}
-	return "", &usageError{cmd.CommandPath(), fmt.Errorf("unknown kind %q: use nodes, pools, images, volumes, apps, failovers, boots or machines", word)}
+	return "", &usageError{cmd.CommandPath(), fmt.Errorf("unknown kind %q: use nodes, pools, images, volumes, apps, failovers, boots, machines or links", word)}
 }
 
 func applyCommand(c *connection) *cobra.Command {
@@ -87,7 +87,7 @@ func getCommand(c *connection) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use:   "get KIND [NAME]",
-		Short: "List nodes, pools, images, volumes, apps, failovers, boots or machines",
+		Short: "List nodes, pools, images, volumes, apps, failovers, boots, machines or links",
 		Args:  wants(1, 2, "a kind and, if wanted, a name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.named(cmd, args, func(cl *client.Client, kind, path string) error {

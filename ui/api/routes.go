@@ -47,6 +47,9 @@ func (r routes) register(h huma.API) {
 	if r.Booting != nil {
 		r.registerBoots(h)
 	}
+	if r.Networking != nil {
+		r.registerNetwork(h)
+	}
 	huma.Register(h, huma.Operation{
 		OperationID: "apply", Method: http.MethodPost, Path: "/api/v1/apply", Summary: "Apply YAML documents, all or none",
 		RequestBody: &huma.RequestBody{Content: map[string]*huma.MediaType{"application/yaml": {Schema: &huma.Schema{Type: "string"}}}},

@@ -18,6 +18,7 @@ type Verbs struct {
 	Booting     Booting // nil: no boots
 
 	Discoverer Discoverer // nil: no machines beside the nodes
+	Networking Networking // nil: nothing about the links
 }
 
 // Viewer gives the state as it is shown.

@@ -55,22 +55,24 @@ type Appliance struct {
 	log     *slog.Logger
 	parts   *lifecycle
 
-	store    *cow.Store
-	exports  *storage.Exports
-	images   *images.Repository
-	state    *store.Store
-	engine   *runner.Runner
-	volumes  *volumes
-	attempts *attempts
-	bmcs     *bmcs
-	boots    *boots
-	agents   *agents
-	link     *server.Server
-	dhcp     dhcpLinks // those where it is on
-	network  *network  // what is told of the links
-	recorder *boot.Recorder
-	ladders  *ladders
-	machines *machines // that are no nodes
+	store     *cow.Store
+	exports   *storage.Exports
+	images    *images.Repository
+	state     *store.Store
+	engine    *runner.Runner
+	volumes   *volumes
+	attempts  *attempts
+	bmcs      *bmcs
+	boots     *boots
+	agents    *agents
+	link      *server.Server
+	dhcp      dhcpLinks // those where it is on
+	network   *network  // what is told of the links
+	bootCA    *bootCA
+	httpsPort uint16 // of HTTPS boot; 0: not served
+	recorder  *boot.Recorder
+	ladders   *ladders
+	machines  *machines // that are no nodes
 
 	inventory *inventory // of nodes
 	finder    *discovery
@@ -102,7 +104,7 @@ func Start(ctx context.Context, o Options) (*Appliance, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &Appliance{cfg: o.Config, version: o.Version, log: o.Log, parts: newLifecycle(o.Log), recorder: boot.NewRecorder(0, 0), network: &network{alarms: make(chan linkAlarm, alarmRoom)}, notices: make(chan cow.Notice, noticeRoom)}
+	a := &Appliance{cfg: o.Config, version: o.Version, log: o.Log, parts: newLifecycle(o.Log), recorder: boot.NewRecorder(0, 0), network: newNetwork(), notices: make(chan cow.Notice, noticeRoom)}
 	if err := a.setup(ctx); err != nil {
 		return nil, errors.Join(err, a.parts.stop(stopBound))
 	}

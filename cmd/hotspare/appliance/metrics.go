@@ -20,7 +20,7 @@ import (
 // is now.
 func (a *Appliance) metrics() http.Handler {
 	r := prometheus.NewRegistry()
-	r.MustRegister(volumeMetrics{a.store, a.exports, a.scrubs, a.storeFolder()}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(volumeMetrics{a.store, a.exports, a.scrubs, a.storeFolder()}, networkMetrics{a}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 4, DisableCompression: true})
 }
 

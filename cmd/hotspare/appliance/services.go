@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -91,6 +90,14 @@ func (a *Appliance) interfaceOf(own netip.Addr) string {
 // serveBoot starts what machines boot from, on every link.
 func (a *Appliance) serveBoot(ctx context.Context) error {
 	site := a.bootSite()
+	secure, port, err := a.openHTTPS(ctx)
+	if err != nil {
+		return err
+	}
+	a.httpsPort, site.HTTPSPort = port, port // before DHCP tells of it
+	for _, ln := range secure {
+		a.parts.onStop("HTTPS port", closeOnce(ln)) // for a start that fails before it is served
+	}
 	if err := a.serveDHCP(site); err != nil {
 		return err
 	}
@@ -116,16 +123,28 @@ func (a *Appliance) serveBoot(ctx context.Context) error {
 			}
 		}
 	}
+	a.serveHTTPS(secure, h)
+	a.openNetwork()
 	return nil
 }
 
+// closeOnce closes a listener that may have been closed by who serves on it.
+func closeOnce(ln net.Listener) func(context.Context) error {
+	return func(context.Context) error {
+		if err := ln.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
 // serveHTTP serves boot files at one of our addresses.
-func (a *Appliance) serveHTTP(ctx context.Context, own netip.AddrPort, h http.Handler, secure *tls.Config) error {
+func (a *Appliance) serveHTTP(ctx context.Context, own netip.AddrPort, h http.Handler) error {
 	ln, err := a.listen(ctx, "tcp", own)
 	if err != nil {
 		return err
 	}
-	o := httpboot.ServerOptions{TLS: secure, Log: a.log.With("part", "http")}
+	o := httpboot.ServerOptions{Log: a.log.With("part", "http")}
 	a.parts.run("HTTP boot at "+own.String(), func(ctx context.Context) error { return httpboot.Serve(ctx, ln, h, o) })
 	return nil
 }
@@ -197,7 +216,7 @@ func (a *Appliance) serveAPI(ctx context.Context) error {
 		return err
 	}
 	srv, err := api.New(api.Options{
-		Verbs:   api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, Tasks: a, ImageKeeper: a, Booting: a, Discoverer: a},
+		Verbs:   api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, Tasks: a, ImageKeeper: a, Booting: a, Discoverer: a, Networking: a},
 		Metrics: a.metrics(), Token: token, Page: page, Version: a.version, Log: a.log.With("part", "api"),
 	})
 	if err != nil {
