@@ -37,6 +37,9 @@ type Facts struct {
 	// Init is what the root's /sbin/init is: systemd, another path, "" when there
 	// is none, or InitUnknown.
 	Init string `json:"init,omitempty"`
+	// CloudInit says whether the root has cloud-init: Yes, No, or "" where nobody
+	// looked.
+	CloudInit string `json:"cloudInit,omitempty"`
 	// Notes say in sentences what is not as it may be expected.
 	Notes []string `json:"notes,omitempty"`
 }
@@ -44,6 +47,12 @@ type Facts struct {
 // InitUnknown is the Init of a root that was not looked into: one whose file system
 // cannot be read, or that an earlier version imported.
 const InitUnknown = "unknown"
+
+// What Facts say of something that is there or not.
+const (
+	Yes = "yes"
+	No  = "no"
+)
 
 // Has says whether the image can be started in that way.
 func (f Facts) Has(s Start) bool { return slices.Contains(f.Starts, s) }
@@ -184,6 +193,9 @@ func (s *system) observe(disk io.ReaderAt) Facts {
 		return f
 	}
 	f.Userland, f.Init = userland(s.rootFS), initOf(s.rootFS)
+	if f.CloudInit = No; s.rootFS.exists("/usr/bin/cloud-init") || s.rootFS.exists("/usr/local/bin/cloud-init") {
+		f.CloudInit = Yes
+	}
 	if f.Loader == "" {
 		for _, l := range []struct{ path, is string }{{"/boot/grub", "grub"}, {"/boot/grub2", "grub"}, {"/boot/extlinux", "extlinux"}, {"/boot/loader", "systemd-boot"}} {
 			if s.rootFS.exists(l.path) && len(f.Firmware) > 0 {

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 
 	"hotspare"
@@ -83,6 +85,19 @@ func (s *secrets) get(name string) (hotspare.Secret, error) {
 		}
 	}
 	return s.sealer.open(name, sealed)
+}
+
+func (s *secrets) names(prefix string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for name := range s.sealed {
+		if strings.HasPrefix(name, prefix) {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 func (s *secrets) drop(name string) error {

@@ -344,6 +344,9 @@ func (s *Store) Secret(_ context.Context, name string) (hotspare.Secret, error) 
 	return s.secrets.get(name)
 }
 
+// SecretNames lists the names with a prefix under which secrets are kept.
+func (s *Store) SecretNames(prefix string) []string { return s.secrets.names(prefix) }
+
 // DeleteSecret forgets a secret.
 func (s *Store) DeleteSecret(_ context.Context, name string) error { return s.secrets.drop(name) }
 

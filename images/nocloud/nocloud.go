@@ -1,20 +1,24 @@
-// Package nocloud makes the data that cloud-init's NoCloud source reads at a
-// node's first boot: meta-data, user-data, vendor-data and network-config, as the
-// files of an HTTP folder or as a small vfat disk with the label CIDATA. It is
-// pure: the same data gives the same bytes.
+// Package nocloud makes the data that cloud-init's NoCloud source reads when a
+// system starts: meta-data, user-data, vendor-data and network-config, as files or
+// as a small vfat disk with the label CIDATA. It is pure: the same data gives the
+// same bytes.
 //
-// The package leaves to others who gets them. User data often holds secrets: serve
-// it to the boot that it is for (by its token) and to nobody by MAC or address.
+// The package leaves to others who gets them. User data often holds secrets: give
+// it to the boot that it is for and to nobody by MAC or address.
 //
-// Formats: cloud-init, "NoCloud" and "Networking config Version 2"; Microsoft,
-// "FAT: General Overview of On-Disk Format", version 1.03.
+// Formats: cloud-init, "NoCloud", "User data formats" and "Networking config";
+// Microsoft, "FAT: General Overview of On-Disk Format", version 1.03.
 package nocloud
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"net/netip"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -22,42 +26,51 @@ import (
 	"hotspare"
 )
 
-// Data is what one node, running one application, is told at its first boot.
+// Data is what one node, running one application, is told when it starts.
 type Data struct {
 	// InstanceID tells cloud-init whether it was here before: another one runs
-	// everything again. Take the application and the epoch of its grant.
+	// everything again. See ID.
 	InstanceID string
 	Hostname   string
 	Keys       []string // SSH public keys of the default user
-	// UserData is a #cloud-config, a script (#!), or MIME; empty: none.
+	// UserData and VendorData are a #cloud-config, a script (#!), MIME, or another
+	// form that cloud-init knows by its first line; empty: none.
 	UserData   string
 	VendorData string
-	// Network is the network-config; none: cloud-init asks every card by DHCP.
-	Network []Interface
+	// NetworkConfig is of version 1 or 2; empty: none, and cloud-init asks a card
+	// of its own choice by DHCP. NoNetwork is for systems whose network is made by
+	// somebody else.
+	NetworkConfig string
+	// Reserved are the MAC addresses of cards that the network configuration must
+	// leave alone: the root lies behind them.
+	Reserved []string
+	// Meta is more of what user data can refer to, as ds.meta_data.hotspare.
+	Meta map[string]string
 }
 
-// Interface is one network card.
-type Interface struct {
-	Name       string // it gets this name, e.g. eth0; "" keeps the kernel's
-	MAC        string
-	DHCP       bool
-	Addresses  []netip.Prefix
-	Gateway    netip.Addr
-	DNS        []netip.Addr
-	SearchDNS  []string
-	MTU        int  // 0: the card's own
-	RootDevice bool // the root lies behind it: it is never taken down
+// NoNetwork is the network-config with which cloud-init configures no card.
+const NoNetwork = "version: 1\nconfig: disabled\n"
+
+// ID gives an instance id. It stays the same as long as the application starts on
+// the same node from the same image and is told the same, so that a system that was
+// kept is not set up a second time; a change of any of them gives another one.
+func ID(application, node string, parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s", len(p), p)
+	}
+	return application + "." + node + "." + hex.EncodeToString(h.Sum(nil)[:6])
 }
 
 var (
-	instanceGrammar  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
-	hostGrammar      = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
-	macGrammar       = regexp.MustCompile(`^([0-9a-f]{2}:){5}[0-9a-f]{2}$`)
-	interfaceGrammar = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$`)
+	instanceGrammar = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$`)
+	hostGrammar     = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
+	macGrammar      = regexp.MustCompile(`(?i)([0-9a-f]{2}[:-]){5}[0-9a-f]{2}`)
 )
 
-// maxPart bounds one part of the data, in bytes.
-const maxPart = 1 << 20
+// MaxPart bounds one part of the data, in bytes: all of them fit into one message
+// to the node, and on the disk.
+const MaxPart = 128 << 10
 
 func (d Data) validate() error {
 	bad := func(field, why string) error {
@@ -65,7 +78,7 @@ func (d Data) validate() error {
 	}
 	switch {
 	case !instanceGrammar.MatchString(d.InstanceID):
-		return bad("instance id", fmt.Sprintf("%q is not 1-128 of letters, digits and . _ -", d.InstanceID))
+		return bad("instance id", fmt.Sprintf("%q is not 1-200 of letters, digits and . _ -", d.InstanceID))
 	case d.Hostname != "" && (!hostGrammar.MatchString(d.Hostname) || len(d.Hostname) > 253):
 		return bad("hostname", fmt.Sprintf("%q is none", d.Hostname))
 	}
@@ -79,15 +92,8 @@ func (d Data) validate() error {
 			return bad(field, err.Error())
 		}
 	}
-	seen := map[string]bool{}
-	for _, n := range d.Network {
-		if seen[n.MAC] {
-			return bad("network", n.MAC+" stands twice")
-		}
-		seen[n.MAC] = true
-		if err := n.validate(); err != nil {
-			return bad("network", err.Error())
-		}
+	if err := d.checkNetwork(); err != nil {
+		return bad("network config", err.Error())
 	}
 	return nil
 }
@@ -98,44 +104,60 @@ func checkPart(text string) error {
 	switch {
 	case text == "":
 		return nil
-	case len(text) > maxPart:
-		return fmt.Errorf("%d bytes, %d are allowed", len(text), maxPart)
-	case strings.HasPrefix(text, "#cloud-config\n"), strings.HasPrefix(text, "#cloud-config\r\n"):
+	case len(text) > MaxPart:
+		return fmt.Errorf("%d bytes, %d are allowed", len(text), MaxPart)
+	}
+	body, template := strings.CutPrefix(text, "## template: jinja\n")
+	first, _, _ := strings.Cut(body, "\n")
+	first = strings.TrimSuffix(first, "\r")
+	switch {
+	case first == "#cloud-config" && !template: // one that is none yet
 		var any map[string]any
 		if err := yaml.Unmarshal([]byte(text), &any); err != nil {
-			return fmt.Errorf("it is no YAML: %s", strings.SplitN(err.Error(), "\n", 2)[0])
+			return fmt.Errorf("it is no YAML: %s", position(err))
 		}
 		return nil
-	case strings.HasPrefix(text, "#!"), strings.HasPrefix(text, "Content-Type: multipart/"), strings.HasPrefix(text, "MIME-Version:"):
+	case strings.HasPrefix(first, "#!"), strings.HasPrefix(first, "Content-Type: multipart/"), strings.HasPrefix(first, "MIME-Version:"),
+		slices.Contains([]string{"#cloud-config", "#cloud-config-archive", "#cloud-boothook", "#include", "#include-once", "#part-handler"}, first):
 		return nil
 	}
 	return fmt.Errorf("it begins neither with #cloud-config nor with #! nor as MIME")
 }
 
-func (n Interface) validate() error {
-	switch {
-	case !macGrammar.MatchString(n.MAC):
-		return fmt.Errorf("%q is no MAC address in lower case", n.MAC)
-	case n.Name != "" && !interfaceGrammar.MatchString(n.Name):
-		return fmt.Errorf("%q is no interface's name", n.Name)
-	case !n.DHCP && len(n.Addresses) == 0:
-		return fmt.Errorf("%s has neither DHCP nor an address", n.MAC)
-	case n.MTU != 0 && (n.MTU < 576 || n.MTU > 65535):
-		return fmt.Errorf("%s: an MTU of %d", n.MAC, n.MTU)
+// position says where YAML ends, without a word of it: it may be secret.
+func position(err error) string {
+	var y yaml.Error
+	if errors.As(err, &y) && y.GetToken() != nil && y.GetToken().Position != nil {
+		at := y.GetToken().Position
+		return fmt.Sprintf("line %d, column %d", at.Line, at.Column)
 	}
-	reached := !n.Gateway.IsValid()
-	for _, a := range n.Addresses {
-		if !a.IsValid() {
-			return fmt.Errorf("%s: an address without its prefix length", n.MAC)
-		}
-		reached = reached || a.Masked().Contains(n.Gateway)
+	return "it cannot be read"
+}
+
+func (d Data) checkNetwork() error {
+	if d.NetworkConfig == "" {
+		return nil
 	}
-	if !reached {
-		return fmt.Errorf("%s: the gateway %s is in none of its networks", n.MAC, n.Gateway)
+	if len(d.NetworkConfig) > MaxPart {
+		return fmt.Errorf("%d bytes, %d are allowed", len(d.NetworkConfig), MaxPart)
 	}
-	for _, s := range n.SearchDNS {
-		if !hostGrammar.MatchString(s) {
-			return fmt.Errorf("%s: the search domain %q", n.MAC, s)
+	var doc struct {
+		Version int `yaml:"version"`
+		Network struct {
+			Version int `yaml:"version"`
+		} `yaml:"network"`
+	}
+	if err := yaml.Unmarshal([]byte(d.NetworkConfig), &doc); err != nil {
+		return fmt.Errorf("it is no YAML: %s", position(err))
+	}
+	if v := max(doc.Version, doc.Network.Version); v != 1 && v != 2 {
+		return fmt.Errorf("it is of version %d, possible are 1 and 2", v)
+	}
+	for _, mac := range macGrammar.FindAllString(d.NetworkConfig, -1) {
+		for _, r := range d.Reserved {
+			if strings.EqualFold(strings.ReplaceAll(mac, "-", ":"), r) {
+				return fmt.Errorf("it configures %s, behind which the node's root lies", r)
+			}
 		}
 	}
 	return nil
@@ -157,6 +179,13 @@ func Build(d Data) (Seed, error) {
 	if len(d.Keys) > 0 {
 		meta = append(meta, yaml.MapItem{Key: "public-keys", Value: quotedAll(d.Keys)})
 	}
+	if len(d.Meta) > 0 {
+		more := yaml.MapSlice{}
+		for _, k := range slices.Sorted(maps.Keys(d.Meta)) {
+			more = append(more, yaml.MapItem{Key: k, Value: quoted(d.Meta[k])})
+		}
+		meta = append(meta, yaml.MapItem{Key: "hotspare", Value: more})
+	}
 	seed := Seed{"user-data": []byte(d.UserData)}
 	if d.UserData == "" {
 		seed["user-data"] = []byte("#cloud-config\n{}\n")
@@ -164,60 +193,15 @@ func Build(d Data) (Seed, error) {
 	if d.VendorData != "" {
 		seed["vendor-data"] = []byte(d.VendorData)
 	}
-	parts := map[string]any{"meta-data": meta}
-	if len(d.Network) > 0 {
-		parts["network-config"] = network(d.Network)
+	if d.NetworkConfig != "" {
+		seed["network-config"] = []byte(d.NetworkConfig)
 	}
-	for name, v := range parts {
-		b, err := yaml.Marshal(v)
-		if err != nil {
-			return nil, fmt.Errorf("nocloud: %s: %w", name, err)
-		}
-		seed[name] = b
+	b, err := yaml.Marshal(meta)
+	if err != nil {
+		return nil, fmt.Errorf("nocloud: meta-data: %w", err)
 	}
+	seed["meta-data"] = b
 	return seed, nil
-}
-
-// network gives the network-config of version 2.
-func network(all []Interface) yaml.MapSlice {
-	ethernets := yaml.MapSlice{}
-	for i, n := range all {
-		e := yaml.MapSlice{{Key: "match", Value: yaml.MapSlice{{Key: "macaddress", Value: quoted(n.MAC)}}}}
-		add := func(key string, value any) { e = append(e, yaml.MapItem{Key: key, Value: value}) }
-		if n.Name != "" {
-			add("set-name", quoted(n.Name))
-		}
-		add("dhcp4", n.DHCP)
-		if len(n.Addresses) > 0 {
-			add("addresses", texts(n.Addresses))
-		}
-		if n.Gateway.IsValid() {
-			to := "0.0.0.0/0"
-			if n.Gateway.Is6() {
-				to = "::/0"
-			}
-			add("routes", []yaml.MapSlice{{{Key: "to", Value: quoted(to)}, {Key: "via", Value: quoted(n.Gateway.String())}}})
-		}
-		if len(n.DNS)+len(n.SearchDNS) > 0 {
-			add("nameservers", yaml.MapSlice{{Key: "addresses", Value: texts(n.DNS)}, {Key: "search", Value: quotedAll(n.SearchDNS)}})
-		}
-		if n.MTU != 0 {
-			add("mtu", n.MTU)
-		}
-		if n.RootDevice {
-			add("critical", true)
-		}
-		ethernets = append(ethernets, yaml.MapItem{Key: fmt.Sprintf("id%d", i), Value: e})
-	}
-	return yaml.MapSlice{{Key: "version", Value: 2}, {Key: "ethernets", Value: ethernets}}
-}
-
-func texts[T fmt.Stringer](all []T) []quoted {
-	out := []quoted{}
-	for _, v := range all {
-		out = append(out, quoted(v.String()))
-	}
-	return out
 }
 
 // quoted is a text that stays one in every reader: cloud-init's follows YAML 1.1,

@@ -25,6 +25,7 @@ type agents struct {
 	boots    *boots
 	volumes  *volumes
 	images   *images.Repository
+	seeds    seeds
 	log      *slog.Logger
 
 	inventory *inventory
@@ -53,6 +54,10 @@ func (a *agents) Claim(ctx context.Context, c haengine.Claim) error {
 	if err != nil {
 		return err
 	}
+	seed, err := a.seeds.of(ctx, c.Spec, c.Node, img)
+	if err != nil {
+		return err
+	}
 	policy := c.Spec.Policy.WithDefaults()
 	if c.Lease > 0 { // what evidence counts on
 		policy.Lease = c.Lease
@@ -61,6 +66,7 @@ func (a *agents) Claim(ctx context.Context, c haengine.Claim) error {
 		Application: c.Spec,
 		Image:       claimed(img),
 		Volumes:     logins,
+		Seed:        seed,
 		Lease:       agentlink.LeasePolicy{Lease: policy.Lease, DropBound: policy.DropBound},
 	}})
 }
@@ -128,7 +134,7 @@ func runsAlone(app haengine.Application) bool {
 // claimed gives what the agent must know of an image.
 func claimed(img images.Image) agentlink.Image {
 	return agentlink.Image{
-		RootFS: img.RootFS, RootPartition: img.RootPartition, Kernel: img.Kernel.Version,
+		RootFS: img.RootFS, RootPartition: img.RootPartition, RootSubvolume: img.RootSubvolume, Kernel: img.Kernel.Version,
 		Process: img.Facts.Init == "",
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"hotspare"
@@ -81,6 +82,8 @@ type Appliance struct {
 	scrubs    *scrubs
 	notices   chan cow.Notice // of the store, to be recorded
 	rates     rates
+	seeds     seeds
+	applying  sync.Mutex // of documents, and of what they leave behind
 }
 
 // Run serves until ctx ends or a part fails.

@@ -438,6 +438,7 @@ func (a *Appliance) ApproveMachine(ctx context.Context, name string, in api.Appr
 		if y, known := a.nodeByMAC(x.MAC); !known || y.Spec.Name != n.Name {
 			return api.Applied{}, &hotspare.Error{Code: hotspare.CodeConflict, What: "a node of that name exists", Where: n.Name, Fix: "give the machine another name"}
 		}
+		n.CloudInit = st.Durable.Nodes[n.Name].Spec.CloudInit
 	}
 	out, err := a.applyDocuments(ctx, []manifest.Document{doc}, by, in.DryRun)
 	if err != nil || in.DryRun {

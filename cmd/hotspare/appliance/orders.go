@@ -33,9 +33,15 @@ func (a *Appliance) Apply(ctx context.Context, file string, src []byte, by strin
 }
 
 func (a *Appliance) applyDocuments(ctx context.Context, docs []manifest.Document, by string, dryRun bool) ([]api.Applied, error) {
+	a.applying.Lock()
+	defer a.applying.Unlock()
 	st := a.engine.Snapshot()
 	out := make([]api.Applied, 0, len(docs))
 	var events []haengine.Event
+	texts, err := a.seeds.refer(ctx, docs)
+	if err != nil {
+		return nil, err
+	}
 	for i := range docs {
 		e, result, err := a.check(ctx, st, docs, &docs[i])
 		if err != nil {
@@ -46,6 +52,9 @@ func (a *Appliance) applyDocuments(ctx context.Context, docs []manifest.Document
 	}
 	if dryRun {
 		return out, nil
+	}
+	if err := a.seeds.put(ctx, texts); err != nil {
+		return nil, err
 	}
 	for _, d := range docs {
 		if d.Node != nil && !d.BMCPassword.IsZero() {
@@ -80,7 +89,7 @@ func (a *Appliance) applyDocuments(ctx context.Context, docs []manifest.Document
 		}
 	}
 	a.log.InfoContext(ctx, "resources applied", "documents", len(docs), "by", by)
-	return out, nil
+	return out, a.seeds.drop(ctx)
 }
 
 // check fills in defaults, validates and says what applying would do.
@@ -152,6 +161,9 @@ func (a *Appliance) fits(st haengine.State, app haengine.Application, d *manifes
 			Code: hotspare.CodeArchMismatch, What: "the image cannot run on the wanted nodes", Where: d.Source,
 			Why: fmt.Sprintf("it is for %s, requires.arch says %s", img.Arch, want), Fix: "use an image of that architecture",
 		}
+	}
+	if err := fitsCloudInit(app, img, d); err != nil {
+		return err
 	}
 	link, ok := a.cfg.Network.carries(app.Address.Addr())
 	if !ok {

@@ -36,6 +36,41 @@ type Document struct {
 	Node        *haengine.Node
 	BMCPassword hotspare.Secret // of Node, if the document holds one
 	Application *haengine.Application
+	CloudInit   CloudInit // of Node or Application: the texts that the document holds
+}
+
+// CloudInit are the texts of a cloudInit block. They may hold secrets, so the value
+// types do not carry them.
+type CloudInit struct{ UserData, VendorData, NetworkConfig hotspare.Secret }
+
+// Texts gives the fields in the order of haengine.CloudInit.Texts.
+func (c *CloudInit) Texts() []*hotspare.Secret {
+	return []*hotspare.Secret{&c.UserData, &c.VendorData, &c.NetworkConfig}
+}
+
+// Block gives the cloudInit block of the resource, or nil.
+func (d Document) Block() *haengine.CloudInit {
+	switch {
+	case d.Node != nil:
+		return d.Node.CloudInit
+	case d.Application != nil:
+		return d.Application.CloudInit
+	}
+	return nil
+}
+
+// takeTexts moves the texts out of the value type; references stay.
+func (d *Document) takeTexts() {
+	block := d.Block()
+	if block == nil {
+		return
+	}
+	secrets := d.CloudInit.Texts()
+	for i, text := range block.Texts() {
+		if *text != "" && !strings.HasPrefix(*text, haengine.SealedPrefix) {
+			*secrets[i], *text = hotspare.NewSecret(*text), ""
+		}
+	}
 }
 
 // Name gives the resource's name.
@@ -154,6 +189,7 @@ func document(name string, node *ast.DocumentNode) (Document, error) {
 	case *applicationDocument:
 		d.Application = &v.Application
 	}
+	d.takeTexts()
 	if d.Name() == "" {
 		return d, &hotspare.Error{
 			Code: hotspare.CodeInvalid, What: "the " + d.Kind + " has no name", Where: d.Source,

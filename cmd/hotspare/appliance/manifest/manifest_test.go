@@ -2,6 +2,7 @@ package manifest_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -102,6 +103,43 @@ monitors:
 	}
 	if docs[1].Source != "x.yaml:7" {
 		t.Fatalf("source: %s", docs[1].Source)
+	}
+}
+
+// What cloud-init is told may hold passwords: it is not in what is stored and shown.
+func TestCloudInitTextsAreTakenOut(t *testing.T) {
+	docs, err := manifest.Parse("x.yaml", []byte(`
+kind: application
+name: a
+cloudInit:
+  sshKeys: [ssh-ed25519 AAAA me]
+  vendorData: sealed:0123456789abcdef
+  userData: |
+    #cloud-config
+    password: tops3cret
+---
+kind: node
+name: n1
+cloudInit: {networkConfig: "version: 2"}
+---
+kind: node
+name: n2
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := docs[0]
+	if a.CloudInit.UserData.Reveal() != "#cloud-config\npassword: tops3cret\n" || len(a.Application.CloudInit.SSHKeys) != 1 {
+		t.Errorf("the user data is %q", a.CloudInit.UserData.Reveal())
+	}
+	if a.Application.CloudInit.VendorData != "sealed:0123456789abcdef" || !a.CloudInit.VendorData.IsZero() {
+		t.Error("a reference is taken for a text")
+	}
+	if shown := fmt.Sprintf("%+v %+v", a, *a.Application.CloudInit); strings.Contains(shown, "tops3cret") {
+		t.Error("the user data is shown:", shown)
+	}
+	if docs[1].CloudInit.NetworkConfig.Reveal() != "version: 2" || docs[2].Block() != nil {
+		t.Errorf("nodes: %+v, %+v", docs[1], docs[2])
 	}
 }
 
