@@ -42,7 +42,7 @@ func TestLocalDisksAndMemory(t *testing.T) {
 	w.apply(smallApp("small:1", "slot, install"))
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	w.until(ctx, n2, "a copy in a slot", func(s api.NodeStatus) bool {
+	w.awaitNode(ctx, n2, "a copy in a slot", func(s api.NodeStatus) bool {
 		return len(s.Copies) == 1 && s.Copies[0].State == "ready" && s.Copies[0].Slot == "A" && s.Copies[0].Disk == "serial-virtio-DISK-n2" && s.Copies[0].Image == "small:1"
 	})
 	if err := w.lab.Fail(t.Context(), n1.Name, lab.PowerCut, ""); err != nil {
@@ -55,7 +55,7 @@ func TestLocalDisksAndMemory(t *testing.T) {
 	if err := w.lab.Heal(t.Context(), n1.Name); err != nil {
 		t.Fatal(err)
 	}
-	w.until(ctx, n1, "standby with its old copy disabled", func(s api.NodeStatus) bool {
+	w.awaitNode(ctx, n1, "standby with its old copy disabled", func(s api.NodeStatus) bool {
 		return s.Standby != nil && s.Standby.State == api.StandbyParked && len(s.Copies) == 1 && s.Copies[0].State == "disabled"
 	})
 	w.noTable(n1)
@@ -102,8 +102,8 @@ func (w *world) starts(way string, n lab.NodeSpec, times int) {
 	w.t.Logf("%s on %s after %.1f s; phases %v", way, n.Name, time.Since(begun).Seconds(), record.Seconds)
 }
 
-// until waits for a state of a node.
-func (w *world) until(ctx context.Context, n lab.NodeSpec, what string, want func(api.NodeStatus) bool) {
+// awaitNode waits for a state of a node.
+func (w *world) awaitNode(ctx context.Context, n lab.NodeSpec, what string, want func(api.NodeStatus) bool) {
 	w.t.Helper()
 	var last api.NodeStatus
 	if _, err := w.site.Until(ctx, n.Name+": "+what, func(s api.Snapshot) bool {
