@@ -173,6 +173,7 @@ func (b *BMC) bindIPMI(guid [16]byte) error {
 func newRegistry(c *controller) *handlers.Registry {
 	r := handlers.NewRegistry() // middleware comes before the handlers it wraps
 	r.Use(onlyOnce())
+	r.Use(keepFlags(c))
 	handlers.RegisterAllHandlers(r)
 	registerOwn(r, c.sel)
 	return r

@@ -131,6 +131,16 @@ func TestIPMITool(t *testing.T) {
 				{args: "chassis bootdev disk options=persistent", want: "Set Boot Device to disk"},
 				{args: "chassis power on", want: "Up/On", on: true},
 				{args: "chassis bootparam get 5", want: "Force Boot from default Hard-Drive", on: true},
+				{args: "chassis bootdev pxe options=persistent,efiboot", want: "Set Boot Device to pxe", on: true},
+				{args: "chassis bootparam get 5", want: "Boot parameter data: e004000000", on: true},
+				{args: "chassis power cycle", want: "Cycle", on: true},
+				{args: "chassis bootparam get 5", want: "Options apply to all future boots", on: true},
+				{args: "chassis power off", want: "Down/Off"},
+				{args: "chassis power on", want: "Up/On", on: true}, // every start: not spent
+				{args: "chassis bootdev disk", want: "Set Boot Device to disk", on: true},
+				{args: "chassis bootparam get 5", want: "Options apply to only next boot", on: true}, // once takes its place
+				{args: "raw 0x00 0x08 0x03 0x1f", want: "", on: true},
+				{args: "chassis bootparam get 3", want: "Don't automatically clear boot flag valid bit on timeout", on: true},
 				{args: "chassis power off", want: "Down/Off"},
 				{args: "chassis power off", want: "Down/Off"},
 				{args: "chassis power status", want: "Chassis Power is off"},
@@ -142,8 +152,8 @@ func TestIPMITool(t *testing.T) {
 				}
 				until(t, fmt.Sprintf("machine on=%v after %s", s.on, s.args), func() bool { return m.PowerState() == s.on && b.idle() })
 			}
-			if got := m.Starts(); !slices.Equal(got, []string{"pxe", "", "", "disk"}) {
-				t.Errorf("starts from %q: one pxe, two cycles, one disk expected", got)
+			if got := m.Starts(); !slices.Equal(got, []string{"pxe", "", "", "disk", "pxe", "pxe"}) {
+				t.Errorf("starts from %q: one pxe, two cycles, one disk, two pxe expected", got)
 			}
 		})
 	}
@@ -205,6 +215,22 @@ func TestFreeIPMI(t *testing.T) {
 			run("on", "ipmipower", "--stat")
 			run("ok", "ipmipower", "--off", "--wait-until-off")
 			run("2.0", "bmc-info", "--get-device-id")
+			const flags = "Chassis_Boot_Flags"
+			run("", "ipmi-config", "--category=chassis", "--commit", "-e", flags+":Boot_Flags_Persistent=Yes",
+				"-e", flags+":BIOS_Boot_Type=EFI", "-e", flags+":Boot_Device=PXE")
+			if f := b.chassis.bootFlags(); !f.BootFlagsValid || !f.Persist || f.BootDeviceSelector != types.BootDeviceSelectorForcePXE || f.BIOSBootType != types.BIOSBootTypeEFI {
+				t.Errorf("boot flags %+v, want PXE for every boot by EFI", f)
+			}
+			out, _ := tool(t, "ipmi-config", append(slices.Clone(common), "--category=chassis", "--checkout", "-S", flags)...)
+			got := map[string]string{}
+			for line := range strings.Lines(out) {
+				if f := strings.Fields(line); len(f) == 2 {
+					got[f[0]] = f[1]
+				}
+			}
+			if got["Boot_Flags_Persistent"] != "Yes" || got["BIOS_Boot_Type"] != "EFI" || got["Boot_Device"] != "PXE" {
+				t.Errorf("read back: %v in\n%s", got, out)
+			}
 		})
 	}
 }

@@ -39,8 +39,7 @@ type controller struct {
 	busy     actionKind // what the worker is at; 0 nothing
 	wake     chan struct{}
 	lyingOff bool // an off was answered and not done
-	boot     types.BootOptionParam_BootFlags
-	bootAck  *types.BootOptionParam_BootInfoAcknowledge
+	boot     bootOptions
 	history  []powerSample
 	count    Stats
 }
@@ -257,59 +256,18 @@ func (c *controller) switchOn(ctx context.Context) {
 	if c.opts.Machine.PowerState() {
 		return
 	}
+	c.expireBoot()
 	c.done("on", c.opts.Machine.PowerOn(ctx))
 	c.mu.Lock()
 	c.count.MachineOns++
 	c.sampleLocked(time.Now())
-	// The firmware has read the boot flags: one-shot flags are spent.
-	if !c.boot.Persist {
-		c.boot = types.BootOptionParam_BootFlags{}
-	}
 	c.mu.Unlock()
+	c.spendBoot()
 	c.sel.add(eventPowerOn)
 }
 
 func (c *controller) done(what string, err error) {
 	c.opts.Log.Info("machine switched", "to", what, "err", err)
-}
-
-// setBoot takes boot flags from either protocol.
-func (c *controller) setBoot(flags types.BootOptionParam_BootFlags) {
-	c.mu.Lock()
-	lying := c.fault.LyingSuccess
-	if !lying {
-		c.boot = flags
-	}
-	c.mu.Unlock()
-	if lying {
-		return
-	}
-	device := ""
-	if flags.BootFlagsValid {
-		device = bootDevice(flags.BootDeviceSelector)
-	}
-	c.opts.Machine.SetNextBoot(device, !flags.Persist)
-}
-
-func (c *controller) bootFlags() types.BootOptionParam_BootFlags {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.boot
-}
-
-func bootDevice(s types.BootDeviceSelector) string {
-	switch s {
-	case types.BootDeviceSelectorForcePXE:
-		return "pxe"
-	case types.BootDeviceSelectorForceHardDrive:
-		return "disk"
-	case types.BootDeviceSelectorForceCDROM:
-		return "cdrom"
-	case types.BootDeviceSelectorForceBIOSSetup:
-		return "bios"
-	default:
-		return ""
-	}
 }
 
 func sleepUntil(ctx context.Context, t time.Time) bool {

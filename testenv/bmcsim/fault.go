@@ -19,6 +19,18 @@ type Fault struct {
 	// Refuse answers every power command with an error: completion code D5h,
 	// HTTP 409.
 	Refuse bool
+	// KeepsBootOrder accepts every boot order and keeps the one that it has.
+	KeepsBootOrder bool
+	// ForgetsBootOrder takes a boot order for every start back once the machine was
+	// switched on under it.
+	ForgetsBootOrder bool
+	// OnceOnly knows no boot order for every start: Redfish does not list it and
+	// answers 400, IPMI makes one for the next start of it.
+	OnceOnly bool
+	// ExpireBootFlags drops boot flags that were set by IPMI that long before the
+	// machine is switched on, as real BMCs do after 60 s, unless they were told not
+	// to (IPMI v2.0 table 28-14, parameter 3, bit 3).
+	ExpireBootFlags time.Duration
 	// Stall delays every answer.
 	Stall time.Duration
 	// StaleState reports the power state as it was that long ago.

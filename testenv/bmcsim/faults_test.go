@@ -80,6 +80,51 @@ func TestFaults(t *testing.T) {
 	expect("healed", power("status"), "is off")
 }
 
+// What BMCs do to a boot order for every start, seen by ipmitool.
+func TestBootOrderFaults(t *testing.T) {
+	t.Parallel()
+	const every, once, none = "Boot parameter data: c004000000", "Boot parameter data: 8004000000", "Boot parameter data: 0000000000"
+	for _, c := range []struct {
+		name   string
+		fault  Fault
+		keep   bool // parameter 3 is set first
+		after  string
+		start  string // what the next start is from
+		second string // and what is read after it
+	}{
+		{name: "healthy", after: every, start: "pxe", second: every},
+		{name: "keeps the old one", fault: Fault{KeepsBootOrder: true}, after: none, second: none},
+		{name: "forgets it", fault: Fault{ForgetsBootOrder: true}, after: every, start: "pxe", second: none},
+		{name: "knows once only", fault: Fault{OnceOnly: true}, after: once, start: "pxe", second: none},
+		{name: "lets it expire", fault: Fault{ExpireBootFlags: time.Nanosecond}, after: "Boot parameter data: 4004000000",
+			second: "Boot parameter data: 4004000000"},
+		{name: "does not when told so", fault: Fault{ExpireBootFlags: time.Nanosecond}, keep: true, after: every, start: "pxe", second: every},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := &MemoryMachine{}
+			b := start(t, m, func(o *Options) { o.Fault = c.fault })
+			run := func(want string, args ...string) {
+				t.Helper()
+				if out, _ := ipmitool(t, b, append([]string{"-C", "17"}, args...)...); !strings.Contains(out, want) {
+					t.Errorf("%v: want %q in\n%s", args, want, out)
+				}
+			}
+			if c.keep {
+				run("", "raw", "0x00", "0x08", "0x03", "0x1f")
+			}
+			run("Set Boot Device to pxe", "chassis", "bootdev", "pxe", "options=persistent")
+			run(c.after, "chassis", "bootparam", "get", "5")
+			run("Up/On", "chassis", "power", "on")
+			until(t, "on", func() bool { return m.PowerState() && b.idle() })
+			run(c.second, "chassis", "bootparam", "get", "5")
+			if got := m.Starts(); len(got) != 1 || got[0] != c.start {
+				t.Errorf("started from %q, want %q", got, c.start)
+			}
+		})
+	}
+}
+
 func TestStaleState(t *testing.T) {
 	t.Parallel()
 	m := &MemoryMachine{}

@@ -199,7 +199,7 @@ func (h chassisHAL) Identify(context.Context, uint8) error        { return nil }
 func (h chassisHAL) IntrusionState(context.Context) (bool, error) { return false, nil }
 
 func (h chassisHAL) SetBootFlags(_ context.Context, f *types.BootOptionParam_BootFlags) error {
-	h.c.setBoot(*f)
+	h.c.setBoot(*f, true)
 	return nil
 }
 
@@ -211,17 +211,17 @@ func (h chassisHAL) GetBootFlags(context.Context) (*types.BootOptionParam_BootFl
 func (h chassisHAL) SetBootInfoAcknowledge(_ context.Context, a *types.BootOptionParam_BootInfoAcknowledge) error {
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
-	h.c.bootAck = a
+	h.c.boot.ack = a
 	return nil
 }
 
 func (h chassisHAL) GetBootInfoAcknowledge(context.Context) (*types.BootOptionParam_BootInfoAcknowledge, error) {
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
-	if h.c.bootAck == nil {
+	if h.c.boot.ack == nil {
 		return &types.BootOptionParam_BootInfoAcknowledge{}, nil
 	}
-	return h.c.bootAck, nil
+	return h.c.boot.ack, nil
 }
 
 // completion turns a completion code into the error that go-ipmi's handlers

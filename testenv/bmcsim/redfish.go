@@ -270,7 +270,11 @@ func (r *redfishServer) boot() object {
 	if f.BIOSBootType == types.BIOSBootTypeEFI {
 		mode = "UEFI"
 	}
-	return object{"BootSourceOverrideEnabled": enabled, "BootSourceOverrideTarget": target,
+	enables := []string{"Disabled", "Once", "Continuous"}
+	if r.chassis.getFault().OnceOnly {
+		enables = enables[:2]
+	}
+	return object{"BootSourceOverrideEnabled": enabled, "BootSourceOverrideEnabled@Redfish.AllowableValues": enables, "BootSourceOverrideTarget": target,
 		"BootSourceOverrideMode": mode, "BootSourceOverrideTarget@Redfish.AllowableValues": targets}
 }
 
@@ -297,7 +301,10 @@ func (r *redfishServer) setBoot(w http.ResponseWriter, req *http.Request) {
 	for _, t := range bootTargets {
 		if t.target == in.Boot.BootSourceOverrideTarget {
 			flags.BootDeviceSelector = t.selector
-			r.chassis.setBoot(flags)
+			if r.chassis.setBoot(flags, false) {
+				refuse(w, http.StatusBadRequest, "no such boot override")
+				return
+			}
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}

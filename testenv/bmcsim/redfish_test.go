@@ -62,6 +62,35 @@ func TestRedfishWithCurl(t *testing.T) {
 		t.Errorf("starts from %q, want pxe once", got)
 	}
 
+	// An order for every start stays until something else is asked for.
+	for _, x := range []struct {
+		fault      Fault
+		body, want string
+	}{
+		{Fault{}, `{"Boot":{"BootSourceOverrideEnabled":"Continuous","BootSourceOverrideTarget":"Pxe","BootSourceOverrideMode":"UEFI"}}`, "\n204"},
+		{Fault{OnceOnly: true}, `{"Boot":{"BootSourceOverrideEnabled":"Continuous","BootSourceOverrideTarget":"Hdd"}}`, "\n400"},
+		{Fault{KeepsBootOrder: true}, `{"Boot":{"BootSourceOverrideEnabled":"Once","BootSourceOverrideTarget":"Hdd"}}`, "\n204"},
+	} {
+		b.SetFault(x.fault)
+		if out := curl(boot(x.body)...); !strings.Contains(out, x.want) {
+			t.Errorf("%+v: %s: want %q in %s", x.fault, x.body, x.want, out)
+		}
+	}
+	if out := curl(append([]string{system}, login...)...); !strings.Contains(out, `"BootSourceOverrideEnabled":"Continuous"`) ||
+		!strings.Contains(out, `"BootSourceOverrideTarget":"Pxe"`) || !strings.Contains(out, `"BootSourceOverrideMode":"UEFI"`) {
+		t.Errorf("boot order: %s", out)
+	}
+	b.SetFault(Fault{})
+	for range 2 {
+		curl(reset("On")...)
+		until(t, "on", m.PowerState)
+		curl(reset("ForceOff")...)
+		until(t, "off", func() bool { return b.idle() && !m.PowerState() })
+	}
+	if got := m.Starts()[2:]; len(got) != 2 || got[0] != "pxe" || got[1] != "pxe" {
+		t.Errorf("starts from %q, want pxe twice", got)
+	}
+
 	b.SetFault(Fault{SlowPower: time.Second})
 	curl(reset("On")...)
 	if out := curl(append([]string{system}, login...)...); !strings.Contains(out, `"PowerState":"PoweringOn"`) {
