@@ -54,6 +54,10 @@ func (a *agents) Claim(ctx context.Context, c haengine.Claim) error {
 	if err != nil {
 		return err
 	}
+	root, err := a.rootOf(c, img)
+	if err != nil {
+		return err
+	}
 	seed, err := a.seeds.of(ctx, c.Spec, c.Node, img)
 	if err != nil {
 		return err
@@ -64,7 +68,7 @@ func (a *agents) Claim(ctx context.Context, c haengine.Claim) error {
 	}
 	return a.send(ctx, c.Order, c.BootID, agentlink.Order{Claim: &agentlink.Claim{
 		Application: c.Spec,
-		Image:       claimed(img),
+		Image:       root,
 		Volumes:     logins,
 		Seed:        seed,
 		Lease:       agentlink.LeasePolicy{Lease: policy.Lease, DropBound: policy.DropBound},
@@ -135,7 +139,6 @@ func runsAlone(app haengine.Application) bool {
 func claimed(img images.Image) agentlink.Image {
 	return agentlink.Image{
 		RootFS: img.RootFS, RootPartition: img.RootPartition, RootSubvolume: img.RootSubvolume, Kernel: img.Kernel.Version,
-		Process: img.Facts.Init == "",
 	}
 }
 

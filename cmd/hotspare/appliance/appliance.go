@@ -214,6 +214,7 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	if a.inventory, err = openInventory(filepath.Join(a.cfg.State, "inventory.json"), a.log.With("part", "agents")); err != nil {
 		return err
 	}
+	a.boots.inventory = a.inventory
 	a.parts.run("inventory", a.inventory.keep)
 	if a.boots.disks, err = openDiskStreams(&diskStreams{
 		store: a.store, token: a.attempts.byToken, find: a.images.Resolve, tell: a.recorder.Record, log: a.log.With("part", "disks"),

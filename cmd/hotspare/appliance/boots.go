@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"hotspare"
-	"hotspare/bmc"
 	"hotspare/boot"
 	"hotspare/boot/httpboot"
 	"hotspare/boot/standby"
@@ -38,7 +37,8 @@ type boots struct {
 	finder   *discovery
 	log      *slog.Logger
 
-	disks *diskStreams
+	disks     *diskStreams
+	inventory *inventory // of nodes
 
 	// send gives an order to a node's agent, ask gives what it answers too; set before
 	// anything is served.
@@ -77,14 +77,8 @@ func (b *boots) Boot(ctx context.Context, o haengine.Boot) error {
 	if !x.Redeemed.IsZero() {
 		return nil
 	}
-	q, spec, err := b.bmcs.queue(o.Node)
-	if err != nil {
-		return err
-	}
 	b.ladders.power(o.Node, fmt.Sprintf("it is to become %s under epoch %d (%s)", o.App, o.Epoch, o.Way), o.Epoch)
-	res, err := bmc.On(ctx, q, right(o.Turn), bmc.OnOptions{
-		Network: bmc.NetworkOnce, Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: spec.UUID,
-	})
+	res, err := b.powerOn(ctx, n, o.Turn)
 	if err != nil {
 		b.ladders.powerFailed(o.Node, err)
 		return transient(err)

@@ -38,6 +38,7 @@ func (p preparer) Install(ctx context.Context, i haengine.Install) (haengine.Loc
 	if err != nil {
 		return haengine.LocalCopy{}, err
 	}
+	b.networkFirst(ctx, n)
 	x, err := b.attempts.streams(n.Spec, img.Ref())
 	if err != nil {
 		return haengine.LocalCopy{}, err

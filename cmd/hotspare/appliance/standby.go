@@ -5,7 +5,6 @@ import (
 	"net/url"
 
 	"hotspare"
-	"hotspare/bmc"
 	"hotspare/boot"
 	"hotspare/boot/standby"
 	"hotspare/haengine"
@@ -36,14 +35,8 @@ func (b *boots) Park(ctx context.Context, p haengine.ParkNode) error {
 	if err != nil || !x.Redeemed.IsZero() {
 		return err
 	}
-	q, spec, err := b.bmcs.queue(p.Node)
-	if err != nil {
-		return err
-	}
 	b.ladders.power(p.Node, "it is to wait in standby", 0)
-	res, err := bmc.On(ctx, q, right(p.Turn), bmc.OnOptions{
-		Network: bmc.NetworkOnce, Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: spec.UUID,
-	})
+	res, err := b.powerOn(ctx, n, p.Turn)
 	if err != nil {
 		b.ladders.powerFailed(p.Node, err)
 		return transient(err)
