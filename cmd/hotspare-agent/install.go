@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -247,7 +248,7 @@ func (in *installation) write(ctx context.Context) error {
 var errPiece = errors.New("a piece was written")
 
 func (in *installation) contents(what string, err error) error {
-	return &hotspare.Error{Code: hotspare.CodeContents, What: what, Where: in.o.Install.Source.URL, Err: err, Fix: "start the installation again: it goes on where it ended"}
+	return &hotspare.Error{Code: hotspare.CodeContents, What: what, Where: in.o.Install.Image, Err: err, Fix: "start the installation again: it goes on where it ended"}
 }
 
 // stream fetches from an offset on, until the end, a cut, or the end of a piece.
@@ -256,22 +257,26 @@ func (in *installation) stream(ctx context.Context, from int64, tell func(int64)
 	if from >= src.Bytes {
 		return from, nil
 	}
-	url := src.URL
+	where := src.URL
 	if from > 0 {
 		sep := "?"
-		if strings.Contains(url, "?") {
+		if strings.Contains(where, "?") {
 			sep = "&"
 		}
-		url += fmt.Sprintf("%sfrom=%d", sep, from)
+		where += fmt.Sprintf("%sfrom=%d", sep, from)
 	}
 	piece, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	req, err := http.NewRequestWithContext(piece, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(piece, http.MethodGet, where, nil)
 	if err != nil {
 		return from, err
 	}
 	res, err := streamClient.Do(req)
 	if err != nil {
+		var at *url.Error
+		if errors.As(err, &at) {
+			err = at.Err // the URL holds a token
+		}
 		return from, fmt.Errorf("%w: %w", diskstream.ErrBroken, err)
 	}
 	defer res.Body.Close()

@@ -197,6 +197,9 @@ func serviceImages(t *testing.T) (disk, squash string, k kernelFiles) {
 			t.Fatal(err)
 		}
 	}
+	if err := os.WriteFile(filepath.Join(root, "etc/os-release"), []byte("ID=small\nPRETTY_NAME=\"one process\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", filepath.Join(root, "service"), "./cmd/hotspare-agent/testdata/service")
 	build.Dir, build.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
