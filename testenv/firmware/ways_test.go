@@ -211,6 +211,8 @@ func serviceImages(t *testing.T) (disk, squash string, k kernelFiles) {
 	run(t, "mkdir", "-p", filepath.Join(root, "boot"), filepath.Join(root, "lib/modules"))
 	run(t, "cp", k.image, filepath.Join(root, "boot", "vmlinuz-"+filepath.Base(k.modules)))
 	run(t, "cp", "-a", k.modules, filepath.Join(root, "lib/modules")+"/")
+	run(t, "depmod", "-b", root, filepath.Base(k.modules))
+	k.modules = filepath.Join(root, "lib/modules", filepath.Base(k.modules))
 	fs := filepath.Join(dir, "root.ext4")
 	run(t, "mke2fs", "-q", "-t", "ext4", "-d", root, fs, "384M")
 	disk = filepath.Join(dir, "disk.raw")
