@@ -138,7 +138,7 @@ func (o *onRun) setOrder(ctx context.Context) error {
 		c = CommandNetworkFirstUEFI
 	}
 	if err := o.send(ctx, c); err != nil {
-		return about(err, o.res.BMC, "it was asked to boot from the network at every start")
+		return about(err, "it was asked to boot from the network at every start")
 	}
 	for until := time.Now().Add(o.opts.ReadBack); ; {
 		order, err := o.readOrder(ctx)
@@ -171,17 +171,19 @@ func (o *onRun) notKept(order BootOrder, err error) error {
 func (o *onRun) readOrder(ctx context.Context) (BootOrder, error) {
 	order, err := o.q.BootOrder(ctx)
 	if err != nil {
-		return BootOrder{}, about(err, o.res.BMC, "its boot order was to be read")
+		return BootOrder{}, about(err, "its boot order was to be read")
 	}
 	o.res.Order = &order
 	return order, nil
 }
 
 // about says at what the BMC answered with an error: its own words often do not.
-func about(err error, where, what string) error {
+func about(err error, what string) error {
 	var e *hotspare.Error
 	if !errors.As(err, &e) || e.Code != hotspare.CodeBMCRefused {
 		return err
 	}
-	return NewError(e.Code, where, strings.TrimSuffix(what+": "+e.Why, ": "), err)
+	told := *e
+	told.Why = strings.TrimSuffix(what+": "+e.Why, ": ")
+	return &told
 }

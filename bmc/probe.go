@@ -3,6 +3,7 @@ package bmc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"hotspare"
@@ -37,7 +38,9 @@ type ProbeOptions struct {
 	// ExpectUUID is the node's UUID; without it the identity is only printed.
 	ExpectUUID string
 	// TestBoot asks the BMC for a network boot, which changes what the machine
-	// does at its next start; without it that stage is skipped.
+	// does at its next start, and reads back whether it keeps that. A machine that
+	// boots from the network at every start is left so. Without TestBoot the order
+	// is only read, and the stage is skipped where that fails.
 	TestBoot bool
 	// StageTimeout bounds one stage. Default 15 s.
 	StageTimeout time.Duration
@@ -89,9 +92,9 @@ func Probe(ctx context.Context, a Access, opts ProbeOptions) ProbeReport {
 	p.open()
 	p.stage(StagePower, p.power)
 	if opts.TestBoot {
-		p.stage(StageBoot, func(ctx context.Context) (string, error) { return "pxe, once", p.driver.SetNextBootPXE(ctx) })
+		p.stage(StageBoot, p.testBoot)
 	} else {
-		p.skip(StageBoot, "not asked for")
+		p.showBoot()
 	}
 	p.stage(StageIdentity, p.identity)
 	p.report.OK = p.report.Failed() == nil
@@ -177,6 +180,45 @@ func (p *probe) power(ctx context.Context) (string, error) {
 		return "", NewError(hotspare.CodeBMCRefused, "", "the power state is neither on nor off", nil)
 	}
 	return state.String(), nil
+}
+
+// showBoot reads the order. That a BMC cannot show it is no fault of the machine.
+func (p *probe) showBoot() {
+	if p.failed {
+		p.skip(StageBoot, "an earlier stage failed")
+		return
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, p.opts.StageTimeout)
+	defer cancel()
+	start := time.Now()
+	order, err := p.driver.BootOrder(ctx)
+	if err != nil {
+		p.skip(StageBoot, "not tried; the boot order cannot be read: "+err.Error())
+		return
+	}
+	p.add(StageResult{Stage: StageBoot, Detail: order.String(), Took: time.Since(start)}, nil)
+}
+
+// testBoot asks for one network boot and gives the order that is read back.
+func (p *probe) testBoot(ctx context.Context) (string, error) {
+	if order, err := p.driver.BootOrder(ctx); err == nil && order.NetworkFirst(false) {
+		return order.String() + "; left so, for a request for one start would take its place", nil
+	}
+	if err := p.driver.SetNextBootPXE(ctx); err != nil {
+		return "", err
+	}
+	// BMCs may take a moment to show what they took.
+	for tries := 5; ; tries-- {
+		order, err := p.driver.BootOrder(ctx)
+		switch {
+		case err != nil:
+			return "pxe, once; it was accepted, and cannot be read back", nil //nolint:nilerr // accepted is what this stage asks
+		case order.Device == DevicePXE:
+			return order.String(), nil
+		case tries <= 1 || pause(ctx, time.Second) != nil:
+			return "", NewError(hotspare.CodeBMCBootOrder, "", fmt.Sprintf("it took %q and shows %q", BootOrder{Device: DevicePXE}, order), nil)
+		}
+	}
 }
 
 func (p *probe) identity(ctx context.Context) (string, error) {

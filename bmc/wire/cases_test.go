@@ -145,6 +145,8 @@ func TestWrongPasswordIsTriedTwice(t *testing.T) {
 		"read":     func(ctx context.Context, d bmc.Driver) error { _, err := d.PowerState(ctx); return err },
 		"power on": func(ctx context.Context, d bmc.Driver) error { return d.PowerOn(ctx) },
 		"boot":     func(ctx context.Context, d bmc.Driver) error { return d.SetNextBootPXE(ctx) },
+		"every":    func(ctx context.Context, d bmc.Driver) error { return d.SetNetworkFirst(ctx, true) },
+		"order":    func(ctx context.Context, d bmc.Driver) error { _, err := d.BootOrder(ctx); return err },
 		"uuid":     func(ctx context.Context, d bmc.Driver) error { _, err := d.SystemUUID(ctx); return err },
 	} {
 		b := newBench(t, wire.Config{Protocol: wire.IPMI}, nil)

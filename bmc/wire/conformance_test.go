@@ -130,6 +130,8 @@ func TestDriver(t *testing.T) {
 				run  func(*testing.T, *bench)
 			}{
 				{"power and boot", powerAndBoot},
+				{"boot order", bootOrder},
+				{"boot order faults", bootOrderFaults},
 				{"faults", faults},
 				{"wrong password", wrongPassword},
 				{"no privilege", noPrivilege},
