@@ -15,7 +15,7 @@ import (
 // bootGroups are the groups of part boot, in the order they run. Figures of
 // machines (from a claim to the first answer) join here.
 func bootGroups() []group {
-	return []group{{"tftp", tftpFigures}, {"http", httpFigures}, {"dhcp", dhcpFigures}, {"import", importFigures}, {"storm", stormFigures}, {"ways", waysFigures}}
+	return []group{{"tftp", tftpFigures}, {"http", httpFigures}, {"dhcp", dhcpFigures}, {"import", importFigures}, {"storm", stormFigures}, {"install", installFigures}, {"ways", waysFigures}, {"demo", demoFigures}}
 }
 
 type group struct {
@@ -77,6 +77,8 @@ func bootServer(ctx context.Context, kind string, args []string) (err error) {
 		return serveStorm(ctx, args)
 	case "machines":
 		return serveMachines(ctx, args)
+	case "install":
+		return serveInstall(ctx, args)
 	case "asker":
 		return serveAsker(ctx, args)
 	}

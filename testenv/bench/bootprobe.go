@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"hotspare/testenv/lab"
 )
 
@@ -33,7 +35,8 @@ type asked struct {
 	lines *bufio.Scanner
 }
 
-// startAsker starts to ask a service: an HTTP URL whose answer holds want.
+// startAsker starts to ask a service: an HTTP URL whose answer holds want, or a
+// database that acknowledges an insert.
 func startAsker(ctx context.Context, l *lab.Lab, url, want string) (*asked, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -100,8 +103,11 @@ func serveAsker(ctx context.Context, args []string) error {
 	client := &http.Client{Timeout: askPatience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{}).DialContext}}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	first := make(chan time.Time, 1)
 	fmt.Println("true")
+	if strings.HasPrefix(*url, "postgres:") {
+		return askDatabase(ctx, *url)
+	}
+	first := make(chan time.Time, 1)
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for {
@@ -135,4 +141,37 @@ func rightAnswer(ctx context.Context, client *http.Client, url, want string) boo
 	defer res.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(res.Body, 1<<16))
 	return err == nil && res.StatusCode == http.StatusOK && strings.Contains(string(b), want)
+}
+
+// askDatabase inserts a row into the demo's table. It asks one question after the
+// other: each costs the database a process.
+func askDatabase(ctx context.Context, url string) error {
+	for ctx.Err() == nil {
+		if databaseInserts(ctx, url) {
+			return json.NewEncoder(os.Stdout).Encode(time.Now())
+		}
+		select {
+		case <-time.After(4 * askEvery):
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err()
+}
+
+func databaseInserts(ctx context.Context, url string) bool {
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		return false
+	}
+	config.DialFunc = (&net.Dialer{Timeout: askPatience}).DialContext
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec // one round trip
+	ctx, cancel := context.WithTimeout(ctx, 5*askPatience)
+	defer cancel()
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return false
+	}
+	defer conn.Close(ctx) //nolint:errcheck // it has answered
+	tag, err := conn.Exec(ctx, "insert into entries (client, seq, body) values ('asker', $1, '')", time.Now().UnixNano())
+	return err == nil && tag.RowsAffected() == 1
 }

@@ -54,7 +54,7 @@ func waysFigures(ctx context.Context, o options) (_ []figure, err error) {
 	if err != nil {
 		return nil, err
 	}
-	initrd, err := peerInitramfs(ctx, dir, kernel)
+	initrd, err := peerInitramfs(ctx, filepath.Join(dir, "peer.cpio"), kernel, tinyPeer)
 	if err != nil {
 		return nil, err
 	}
@@ -70,11 +70,24 @@ func waysFigures(ctx context.Context, o options) (_ []figure, err error) {
 	if err := w.apply(ctx, "kind: pool\nname: rack1\n---\n"+nodeDocument(w.lab.Nodes()[0])); err != nil {
 		return nil, err
 	}
-	return w.measure(ctx)
+	figures, err := w.measure(ctx)
+	if err != nil {
+		return figures, err
+	}
+	database, err := w.databaseFigures(ctx, orders, kernel)
+	return append(figures, database...), err
+}
+
+// subject is an application that is started again and again.
+type subject struct {
+	name      string
+	document  func(ways string) string
+	url, want string // that answers when it is there
 }
 
 // measure runs the rounds; each has every way and the peer once.
 func (w *ways) measure(ctx context.Context) ([]figure, error) {
+	tiny := subject{name: "tiny", document: tinyDocument, url: "http://" + tinyAddress + "/", want: tinyAnswer}
 	all := map[string]*series{}
 	whole := map[string]*series{}
 	for _, g := range wayGoals() {
@@ -82,23 +95,23 @@ func (w *ways) measure(ctx context.Context) ([]figure, error) {
 		whole[g.way] = &series{name: "the same from the application's document on", unit: "s", peer: "qemu -kernel, local disk"}
 	}
 	for i := range wayRounds(w.o) {
-		peer, err := w.startPeer(ctx)
+		peer, err := w.startDirect(ctx, w.peer, "http://"+peerAddress+"/", tinyAnswer)
 		if err != nil {
 			return nil, fmt.Errorf("the machine beside: %w", err)
 		}
 		for _, g := range wayGoals() {
-			took, err := w.start(ctx, g.way)
+			took, err := w.start(ctx, tiny, g.way)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", g.way, err)
 			}
 			if w.o.verbose {
-				fmt.Printf("ways      round %d: %-15s %6.2f s from its order, %6.2f s from its document; beside %6.2f s\n", i+1, g.way, took.order.Seconds(), took.document.Seconds(), peer.Seconds())
+				fmt.Printf("ways      round %d: %-15s %6.2f s from its order, %6.2f s from its document; beside %6.2f s\n", i+1, g.way, took.order.Seconds(), took.document.Seconds(), peer.whole.Seconds())
 			}
 			for _, s := range []struct {
 				*series
 				took time.Duration
 			}{{all[g.way], took.order}, {whole[g.way], took.document}} {
-				s.own, s.other = append(s.own, s.took.Seconds()), append(s.other, peer.Seconds())
+				s.own, s.other = append(s.own, s.took.Seconds()), append(s.other, peer.whole.Seconds())
 			}
 		}
 	}
@@ -123,8 +136,8 @@ type wayTook struct {
 	document time.Duration // from the command that declared the application
 }
 
-// start lets the node become the service in one way, and gives the node back.
-func (w *ways) start(ctx context.Context, way string) (wayTook, error) {
+// start lets the node become the application in one way, and gives the node back.
+func (w *ways) start(ctx context.Context, x subject, way string) (wayTook, error) {
 	node := w.lab.Nodes()[0].Name
 	parks := strings.HasPrefix(way, "standby-")
 	pool := "kind: pool\nname: rack1\n"
@@ -133,10 +146,10 @@ func (w *ways) start(ctx context.Context, way string) (wayTook, error) {
 	}
 	// Frozen, it is known and is not started: a node is parked for it, with all
 	// that it may need in its memory.
-	if _, err := w.site.Hotspare(ctx, "app", "freeze", "tiny"); err != nil {
+	if _, err := w.site.Hotspare(ctx, "app", "freeze", x.name); err != nil {
 		return wayTook{}, err
 	}
-	if err := w.apply(ctx, pool+"---\n"+tinyDocument(way)); err != nil {
+	if err := w.apply(ctx, pool+"---\n"+x.document(way)); err != nil {
 		return wayTook{}, err
 	}
 	ready := w.off
@@ -146,20 +159,20 @@ func (w *ways) start(ctx context.Context, way string) (wayTook, error) {
 	if err := ready(ctx, node); err != nil {
 		return wayTook{}, err
 	}
-	a, err := startAsker(ctx, w.lab, "http://"+tinyAddress+"/", tinyAnswer)
+	a, err := startAsker(ctx, w.lab, x.url, x.want)
 	if err != nil {
 		return wayTook{}, err
 	}
 	defer func() { _ = a.stop() }() // it has ended where all went well
 	declared := time.Now()
-	if _, err := w.site.Hotspare(ctx, "app", "unfreeze", "tiny"); err != nil {
+	if _, err := w.site.Hotspare(ctx, "app", "unfreeze", x.name); err != nil {
 		return wayTook{}, err
 	}
 	at, err := a.answered()
 	if err != nil {
 		return wayTook{}, err
 	}
-	record, err := w.started(ctx, "tiny")
+	record, err := w.started(ctx, x.name)
 	if err != nil {
 		return wayTook{}, err
 	}
@@ -170,7 +183,7 @@ func (w *ways) start(ctx context.Context, way string) (wayTook, error) {
 	if err != nil {
 		return wayTook{}, err
 	}
-	return wayTook{order: at.Sub(ordered), document: at.Sub(declared)}, w.gone(ctx, "tiny")
+	return wayTook{order: at.Sub(ordered), document: at.Sub(declared)}, w.gone(ctx, x.name)
 }
 
 // orderedAt gives the moment at which the order was journalled that made the node
@@ -196,27 +209,6 @@ func printSteps(f api.Failover, answer time.Time) {
 		fmt.Printf("          %s %+7.3f s  %-14s %s\n", s.At.Format("05.000"), s.After, s.Name, s.Text)
 	}
 	fmt.Printf("          %s %+7.3f s  the first answer\n", answer.Format("05.000"), answer.Sub(f.StartedAt).Seconds())
-}
-
-// startPeer starts the machine beside and gives its time from power-on to the
-// first right answer.
-func (w *ways) startPeer(ctx context.Context) (took time.Duration, err error) {
-	m, err := w.lab.StartDirect(ctx, w.peer)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, m.Stop(context.WithoutCancel(ctx))) }()
-	a, err := startAsker(ctx, w.lab, "http://"+peerAddress+"/", tinyAnswer)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = a.stop() }() // it has ended where all went well
-	on, err := m.Power(ctx)
-	if err != nil {
-		return 0, err
-	}
-	at, err := a.answered()
-	return at.Sub(on), err
 }
 
 // tinyDocument is the service's application.
@@ -275,8 +267,8 @@ func tinyImage(ctx context.Context, dir string, from images.Image) (debian.Kerne
 // peerCmdline is the kernel's as the appliance gives it to nodes of a lab.
 const peerCmdline = "panic=10 quiet loglevel=4 console=ttyS0,115200 mitigations=off net.ifnames=0"
 
-// peerInit is the shortest way from a kernel to the service on a local disk:
-// modules, address, root, and the service is the first process.
+// peerInit is the shortest way from a kernel to a root on a local disk: modules,
+// address, root. What is started there follows.
 const peerInit = `#!/bin/busybox sh
 b=/bin/busybox
 $b mount -t devtmpfs none /dev
@@ -287,13 +279,16 @@ $b ip link set eth0 up
 $b ip addr add ` + peerAddress + `/24 dev eth0
 while ! [ -b /dev/vda ]; do $b usleep 1000; done
 $b mount -t ext4 /dev/vda /root
-$b mount --move /dev /root/dev
+`
+
+// tinyPeer makes the service the first process.
+const tinyPeer = `$b mount --move /dev /root/dev
 $b umount /proc
 exec $b switch_root /root /bin/busybox httpd -f -p 80 -h /www
 `
 
 // peerInitramfs holds the peer's init and no module that it does not need.
-func peerInitramfs(ctx context.Context, dir string, k debian.Kernel) (string, error) {
+func peerInitramfs(ctx context.Context, out string, k debian.Kernel, then string) (string, error) {
 	var a debian.Initramfs
 	if err := a.Modules(ctx, k, "virtio_pci", "virtio_net", "virtio_blk", "crc32c_generic", "ext4"); err != nil {
 		return "", err
@@ -303,10 +298,9 @@ func peerInitramfs(ctx context.Context, dir string, k debian.Kernel) (string, er
 		return "", fmt.Errorf("%w (Debian package busybox-static)", err)
 	}
 	a.File("/bin/busybox", 0o755, busybox)
-	a.File("/init", 0o755, []byte(peerInit))
+	a.File("/init", 0o755, []byte(peerInit+then))
 	for _, d := range []string{"/dev", "/proc", "/root"} {
 		a.Dir(d)
 	}
-	out := filepath.Join(dir, "peer.cpio")
 	return out, os.WriteFile(out, a.Bytes(), 0o644)
 }

@@ -62,7 +62,7 @@ func main() {
 	}
 	var o options
 	part := flag.String("part", "storage", "what to measure")
-	only := flag.String("only", "", "regular expression: measure these groups only (storage: memory, logins, file, store; boot: tftp, http, dhcp, import, storm, ways)")
+	only := flag.String("only", "", "regular expression: measure these groups only (storage: memory, logins, file, store; boot: tftp, http, dhcp, import, storm, install, ways, demo)")
 	pattern := flag.String("pattern", "", "regular expression: measure these patterns only")
 	profile := flag.String("profile", "", "write a CPU profile of our target to this file")
 	flag.StringVar(&o.lab, "lab", "out/bin/hotspare-lab", "the program whose target is measured")
