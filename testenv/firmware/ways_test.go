@@ -205,6 +205,7 @@ func serviceImages(t *testing.T) (disk, squash string, k kernelFiles) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	withProgram(t, root, "mkfs.ext4") // the data volume is blank at first
 	squash = filepath.Join(dir, "root.squashfs")
 	run(t, "mksquashfs", root, squash, "-quiet", "-no-progress")
 
@@ -226,5 +227,24 @@ func run(t *testing.T, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+}
+
+// withProgram copies one of the host's programs into a root, with its libraries.
+func withProgram(t *testing.T, root, name string) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), "ldd", path).Output()
+	if err != nil {
+		t.Fatalf("ldd %s: %v", path, err)
+	}
+	run(t, "install", "-D", path, filepath.Join(root, "sbin", name))
+	for _, word := range strings.Fields(string(out)) {
+		if strings.HasPrefix(word, "/") {
+			run(t, "install", "-D", word, filepath.Join(root, word))
+		}
 	}
 }
