@@ -1,6 +1,7 @@
 package haengine
 
 import (
+	"fmt"
 	"maps"
 	"time"
 
@@ -399,14 +400,29 @@ func (w *work) advanceNode(name string) {
 			w.returnNode(n, n.Reason)
 			return
 		}
-		if n.Removing && !w.needed(name) {
-			w.forget(name)
+		if n.Removing && !w.needed(name) && w.node(name).BMCDead != "" {
+			w.abandon(name)
 			return
 		}
 		w.powerOff(n)
 	case NodeIdle, NodeQuarantined, NodeMaintenance:
-		if n.Removing && !w.needed(name) {
+		switch {
+		case !n.Removing || w.needed(name):
+		case n.Park != nil:
+			// What the last power-off said must not spare this one.
+			w.seen(name).BMCDead = ""
+			w.unpark(w.nodes.edit(name), "it is removed")
+		default:
 			w.forget(name)
 		}
 	}
+}
+
+// abandon removes a node that cannot be switched off: its BMC may be why it goes.
+func (w *work) abandon(name string) {
+	w.notify("node/"+name+"/removed", Notice{
+		Node: name, Text: fmt.Sprintf("%s is removed, and may be on: its BMC does not answer (%s)", name, w.node(name).BMCDead),
+		Fix: "switch it off by hand; it carries nothing and is given nothing",
+	})
+	w.forget(name)
 }
