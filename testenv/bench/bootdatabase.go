@@ -173,6 +173,10 @@ func (w *ways) databaseFigures(ctx context.Context, orders images.Image, kernel 
 	}
 	s := subject{name: "orders", document: ordersDocument, url: databaseURL(databaseAddress)}
 	own := &series{name: "order to PostgreSQL's first insert, standby-switch", unit: "s", peer: "qemu -kernel, local disk", better: "lower", goal: 0.8}
+	// The first start makes the cluster on its volume, which stays.
+	if _, err := w.start(ctx, s, "standby-switch"); err != nil {
+		return nil, fmt.Errorf("PostgreSQL's first start: %w", err)
+	}
 	for i := range wayRounds(w.o) {
 		beside, err := w.startDirect(ctx, peer, databaseURL(peerAddress), "")
 		if err != nil {

@@ -47,9 +47,14 @@ func demoFigures(ctx context.Context, o options) (_ []figure, err error) {
 	if err != nil {
 		return nil, err
 	}
-	figures, err := demoStandby(ctx, o, orders, beside)
-	if err != nil || o.quick {
-		return figures, err
+	var figures []figure
+	if o.pattern.MatchString("standby") {
+		if figures, err = demoStandby(ctx, o, orders, beside); err != nil {
+			return figures, err
+		}
+	}
+	if o.quick || !o.pattern.MatchString("post") {
+		return figures, nil
 	}
 	post, err := demoWithPOST(ctx, o, orders)
 	return append(figures, post...), err

@@ -27,7 +27,7 @@ type rack struct {
 
 // rackPatience bounds each wait for the appliance and its machines: nothing that is
 // measured comes near.
-const rackPatience = 1 * time.Minute
+const rackPatience = 6 * time.Minute
 
 // startRack makes a lab and starts the appliance in it.
 func startRack(ctx context.Context, o options, name string, opts lab.Options) (_ *rack, err error) {
