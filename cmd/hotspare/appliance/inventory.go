@@ -112,26 +112,17 @@ func (v *inventory) forget(node string) {
 
 // keep writes what changed, every minute and at the end.
 func (v *inventory) keep(ctx context.Context) error {
-	tick := time.NewTicker(saveEvery)
-	defer tick.Stop()
-	var saved uint64
-	for ended := false; !ended; {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			ended = true
-		}
+	return keepSaved(ctx, v.log, "inventory", v.changes, func() error {
 		v.mu.Lock()
-		if v.changed != saved {
-			if err := v.save(); err != nil {
-				v.log.Warn("inventory not saved", "err", err)
-			} else {
-				saved = v.changed
-			}
-		}
-		v.mu.Unlock()
-	}
-	return nil
+		defer v.mu.Unlock()
+		return v.save()
+	})
+}
+
+func (v *inventory) changes() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.changed
 }
 
 // save writes the file; the caller holds mu.

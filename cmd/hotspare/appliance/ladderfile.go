@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"time"
 
 	"hotspare/boot"
 )
@@ -68,30 +67,9 @@ func (l *ladders) save(path string) error {
 	return nil
 }
 
-// saveEvery is how often changed traces are written: after a crash the last
-// minute of them is missing.
-const saveEvery = time.Minute
-
 // keep writes the traces while the appliance runs, and once more at its end.
 func (l *ladders) keep(path string) func(context.Context) error {
 	return func(ctx context.Context) error {
-		tick := time.NewTicker(saveEvery)
-		defer tick.Stop()
-		var saved uint64
-		for ended := false; !ended; {
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				ended = true
-			}
-			if now := l.rec.Changed(); now != saved {
-				if err := l.save(path); err != nil {
-					l.log.Warn("boot traces not saved", "err", err)
-					continue
-				}
-				saved = now
-			}
-		}
-		return nil
+		return keepSaved(ctx, l.log, "boot traces", l.rec.Changed, func() error { return l.save(path) })
 	}
 }

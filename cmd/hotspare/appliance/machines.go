@@ -100,26 +100,17 @@ func (m *machines) save() error {
 // keep writes what changed, every minute and at the end. What an operator decided
 // is written at once.
 func (m *machines) keep(ctx context.Context) error {
-	tick := time.NewTicker(saveEvery)
-	defer tick.Stop()
-	var saved uint64
-	for ended := false; !ended; {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			ended = true
-		}
+	return keepSaved(ctx, m.log, "discovered machines", m.changes, func() error {
 		m.mu.Lock()
-		if m.changed != saved {
-			if err := m.save(); err != nil {
-				m.log.Warn("discovered machines not saved", "err", err)
-			} else {
-				saved = m.changed
-			}
-		}
-		m.mu.Unlock()
-	}
-	return nil
+		defer m.mu.Unlock()
+		return m.save()
+	})
+}
+
+func (m *machines) changes() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changed
 }
 
 // of gives the record of a machine, a new one if there is room; mu is held.
