@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,7 +65,30 @@ func readOnly(f *os.File) (*os.File, error) {
 }
 
 func broken(a agentlink.Artefact, why string, err error) error {
-	return &hotspare.Error{Code: hotspare.CodeContents, What: "the artefact did not arrive whole", Where: a.URL, Why: why, Err: err}
+	return &hotspare.Error{Code: hotspare.CodeContents, What: "the artefact did not arrive whole", Where: name(a), Why: why, Err: err}
+}
+
+// name says what is fetched and of whom: the last part of its address and the host.
+// What is between them holds the boot token, which no error shows.
+func name(a agentlink.Artefact) string {
+	_, rest, _ := strings.Cut(a.URL, "://")
+	host, file, _ := strings.Cut(rest, "/")
+	file = file[strings.LastIndexByte(file, '/')+1:]
+	if file == "" || len(file) > 24 { // as long as a token
+		file = "an artefact"
+	}
+	return fmt.Sprintf("%s of %s", strings.Trim(strconv.Quote(file), `"`), strings.Trim(strconv.Quote(host), `"`))
+}
+
+// bare is an error of net/http or net/url without the address that it names.
+func bare(err error) error {
+	for {
+		var at *url.Error
+		if !errors.As(err, &at) {
+			return err
+		}
+		err = at.Err
+	}
 }
 
 // statusError is an answer that another try does not better.
@@ -75,7 +100,7 @@ func (e *statusError) Error() string { return "the server answers " + e.status }
 func part(ctx context.Context, client *http.Client, a agentlink.Artefact, at int64, to io.Writer) (int64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.URL, nil)
 	if err != nil {
-		return 0, err
+		return 0, bare(err)
 	}
 	want := http.StatusOK
 	if at > 0 {
@@ -84,7 +109,7 @@ func part(ctx context.Context, client *http.Client, a agentlink.Artefact, at int
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return 0, err
+		return 0, bare(err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != want {

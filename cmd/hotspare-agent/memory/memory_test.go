@@ -6,11 +6,14 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -38,6 +41,7 @@ func serve(t *testing.T) (*source, *Store) {
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.gets.Add(1)
 		if code := s.status.Load(); code != 0 {
+			w.Header().Set("Location", r.URL.Path)
 			w.WriteHeader(int(code))
 			return
 		}
@@ -155,5 +159,49 @@ func TestConcatIsReadOnlyAndWhole(t *testing.T) {
 	}
 	if _, err := whole.WriteAt([]byte("x"), 0); !errors.Is(err, os.ErrPermission) && err == nil {
 		t.Error("it can be written: the kernel would not execute it")
+	}
+}
+
+// The address of an artefact holds the boot token, which opens the boot's files: it
+// is in no error, whatever goes wrong, and what was asked for and of whom still is.
+func TestNoErrorShowsTheToken(t *testing.T) {
+	const token = "c4nary_0123456789abcdefghijklmnopqrstuvwxyz"
+	for _, c := range []struct {
+		name   string
+		change func(*source, *agentlink.Artefact)
+	}{
+		{"refused", func(s *source, _ *agentlink.Artefact) { s.status.Store(http.StatusForbidden) }},
+		{"the server fails", func(s *source, _ *agentlink.Artefact) { s.status.Store(http.StatusInternalServerError) }},
+		{"cut again and again", func(s *source, _ *agentlink.Artefact) { s.cuts.Store(1000) }},
+		{"nobody there", func(s *source, _ *agentlink.Artefact) { s.Close() }},
+		{"another content", func(_ *source, a *agentlink.Artefact) { a.SHA256 = strings.Repeat("0", 64) }},
+		{"too large", func(_ *source, a *agentlink.Artefact) { a.Bytes = 1 << 40 }},
+		{"no URL", func(_ *source, a *agentlink.Artefact) { a.URL = "http://10.77.0.1:x/boot/" + token + "/kernel" }},
+		{"a control character", func(_ *source, a *agentlink.Artefact) { a.URL += "\x7f" }},
+		{"redirected for ever", func(s *source, _ *agentlink.Artefact) { s.status.Store(http.StatusFound) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s, store := serve(t)
+			a := s.artefact()
+			a.URL += "/boot/" + token + "/kernel"
+			c.change(s, &a)
+			_, err := store.Get(t.Context(), a)
+			if err == nil {
+				t.Fatal("it arrived")
+			}
+			texts := []string{err.Error(), fmt.Sprintf("%+v", err)}
+			for e := err; e != nil; e = errors.Unwrap(e) {
+				texts = append(texts, e.Error(), fmt.Sprintf("%#v", e))
+			}
+			for _, text := range texts {
+				if strings.Contains(text, token) {
+					t.Fatalf("the token is shown: %s", text)
+				}
+			}
+			if !strings.Contains(err.Error(), strings.TrimRight(path.Base(a.URL), "\x7f")) {
+				t.Errorf("nobody knows what did not arrive: %v", err)
+			}
+		})
 	}
 }

@@ -74,7 +74,7 @@ func (s *Store) claim(a agentlink.Artefact) (b *blob, mine bool, err error) {
 	}
 	if limit := s.limit(); held > limit {
 		return nil, false, &hotspare.Error{
-			Code: hotspare.CodeContents, What: "the node has too little memory for the artefact", Where: a.URL,
+			Code: hotspare.CodeContents, What: "the node has too little memory for the artefact", Where: name(a),
 			Why: fmt.Sprintf("%d bytes would be held, %d may be", held, limit), Fix: "preload less, or give the node more memory",
 		}
 	}
