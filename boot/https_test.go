@@ -42,6 +42,7 @@ func TestHTTPS(t *testing.T) {
 		{"iPXE, loader", HTTPSLoader, old, "http://10.77.0.1/ipxe/" + token, RuleStart},
 		{"iPXE, all", HTTPSAll, ipxe, "https://10.77.0.1/ipxe/" + token, RuleStart},
 		{"iPXE without HTTPS, all", HTTPSAll, old, "http://10.77.0.1/ipxe/unassigned/", RuleSecure},
+		{"where it waits", HTTPSAll, Request{Protocol: HTTP, Stage: StageIPXE, Path: Path{Artefact: ArtefactUnassigned, MAC: mac, Arch: 7}}, "", RuleSecure},
 		{"script, loader", HTTPSLoader, script, "http://10.77.0.1/boot/", RuleStart},
 		{"script over TLS, loader", HTTPSLoader, over(script), "http://10.77.0.1/boot/", RuleStart},
 		{"script, all", HTTPSAll, script, "", RuleSecure},
@@ -62,6 +63,9 @@ func TestHTTPS(t *testing.T) {
 			}
 			if refused := o.Kind == OfferDeny || o.Kind == OfferScript && o.Script.Kind == ScriptWait; refused != (c.rule == RuleSecure && o.Kind != OfferURL) {
 				t.Fatalf("refused: %v, %+v", refused, o)
+			}
+			if c.name == "where it waits" && !strings.Contains(reason.Text, "built without it") {
+				t.Errorf("its screen tells another reason than DHCP: %s", reason.Text)
 			}
 			if c.rule == RuleSecure && (reason.Fix == "" || reason.Code != hotspare.CodeNoAssignment) {
 				t.Errorf("nobody is told what to do: %+v", reason)

@@ -245,7 +245,7 @@ func unfitHTTPS(r Request, a Assignment, with LoaderKind) (Reason, bool) {
 	switch {
 	case with == LoaderGRUB || r.Protocol == TFTP:
 		return bad(nodeName(a)+" fetches everything over HTTPS, and its loader fetches over TFTP", "name an iPXE that trusts the appliance's boot CA as this node's loader, or give the node https: loader")
-	case r.Stage == StageIPXE && r.Protocol != HTTP && !r.Features.HTTPS:
+	case r.Stage == StageIPXE && r.Protocol != HTTP && !r.Features.HTTPS, r.Protocol == HTTP && r.Path.Token == "": // which is where the former is sent
 		return bad(nodeName(a)+" fetches everything over HTTPS, and its iPXE was built without it", "name an iPXE with HTTPS that trusts the appliance's boot CA as this node's loader, or give the node https: loader")
 	case r.Protocol == HTTP && !r.Secure:
 		return bad(nodeName(a)+" fetches everything over HTTPS, and this request came without TLS", "nothing, if another machine asked; the node itself is sent to HTTPS when it boots")

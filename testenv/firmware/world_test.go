@@ -133,8 +133,9 @@ func (w *world) apply(text string) {
 	w.hotspare("apply", "-f", file)
 }
 
-// addNode makes a machine of the lab a node, in a pool of its own.
-func (w *world) addNode(n lab.NodeSpec) {
+// addNode makes a machine of the lab a node, in a pool of its own; more are further
+// lines of its document.
+func (w *world) addNode(n lab.NodeSpec, more ...string) {
 	w.t.Helper()
 	w.apply(fmt.Sprintf(`kind: pool
 name: %[1]s
@@ -150,7 +151,7 @@ memoryMiB: %[6]d
 approved: true
 secureBoot: %[7]v
 bmc: {protocol: ipmi, address: %[8]s, user: %[9]s, password: %[10]s}
-`, n.Name, n.UUID, n.MAC, n.Arch, n.CPUs, n.MemoryMiB, n.SecureBoot, n.BMCAddr, n.BMCUser, n.BMCPassword))
+%[11]s`, n.Name, n.UUID, n.MAC, n.Arch, n.CPUs, n.MemoryMiB, n.SecureBoot, n.BMCAddr, n.BMCUser, n.BMCPassword, strings.Join(more, "\n")))
 }
 
 // address is the service address of the application on a node.
