@@ -16,8 +16,8 @@ type passingFile interface {
 	WriteAtPassing(p []byte, off int64) (int, error)
 }
 
-// WriteAtPassing is pwritev2 with RWF_DONTCACHE, which ext4 and XFS know since
-// Linux 6.14; elsewhere it is WriteAt.
+// WriteAtPassing is pwritev2 with RWF_DONTCACHE, where kernel and file system
+// know that (recent ones do: ext4, XFS); elsewhere it is WriteAt.
 func (f osFile) WriteAtPassing(p []byte, off int64) (int, error) {
 	done := 0
 	for done < len(p) {
