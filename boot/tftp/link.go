@@ -24,7 +24,7 @@ const (
 // lock-step that is the whole price of a block.
 type ownPort struct {
 	fd  int
-	mtu int // of the path, 0 if not known
+	mtu int // of the path, as ipHeads counts; 0 if not known
 	in  [512]byte
 
 	waits   time.Duration // SO_RCVTIMEO as it is set
@@ -37,26 +37,57 @@ type ownPort struct {
 
 // openPort makes a socket at the address that the client asked.
 func openPort(local netip.Addr, client netip.AddrPort) (*ownPort, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	family, six := unix.AF_INET, client.Addr().Is6()
+	if six {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket for a TFTP transfer: %w", err)
 	}
 	p := &ownPort{fd: fd, segment: true}
-	here := &unix.SockaddrInet4{}
-	if local.Is4() {
-		here.Addr = local.As4()
+	if six {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1) // see listen
 	}
-	err = unix.Bind(fd, here)
+	err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(local, 0), six))
 	if err == nil {
-		err = unix.Connect(fd, &unix.SockaddrInet4{Addr: client.Addr().As4(), Port: int(client.Port())})
+		err = unix.Connect(fd, sockaddr(client, six))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("socket for a TFTP transfer from %s to %s: %w", local, client, err), unix.Close(fd))
 	}
-	if mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU); err == nil {
+	if six {
+		if mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU); err == nil {
+			p.mtu = mtu - longer6
+		}
+	} else if mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU); err == nil {
 		p.mtu = mtu
 	}
 	return p, nil
+}
+
+// longer6 is how much longer an IPv6 header is than that of IPv4.
+const longer6 = 20
+
+// sockaddr gives the kernel's form of an address; one that is not valid is any.
+func sockaddr(a netip.AddrPort, six bool) unix.Sockaddr {
+	if !six {
+		s := &unix.SockaddrInet4{Port: int(a.Port())}
+		if a.Addr().Is4() {
+			s.Addr = a.Addr().As4()
+		}
+		return s
+	}
+	s := &unix.SockaddrInet6{Port: int(a.Port())}
+	if a.Addr().Is6() {
+		s.Addr = a.Addr().As16()
+	}
+	if zone := a.Addr().Zone(); zone != "" {
+		if ifi, err := net.InterfaceByName(zone); err == nil {
+			s.ZoneId = uint32(ifi.Index)
+		}
+	}
+	return s
 }
 
 func (p *ownPort) send(parts [][]byte) error {
@@ -242,8 +273,11 @@ func (p *sharedPort) stop()    { p.once.Do(func() { close(p.done) }) }
 
 // sourceMessage makes the kernel send from local.
 func sourceMessage(local netip.Addr) []byte {
-	if !local.Is4() || local.IsUnspecified() {
+	switch {
+	case !local.IsValid() || local.IsUnspecified():
 		return nil
+	case local.Is6():
+		return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: local.As16()})
 	}
 	return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: local.As4()})
 }

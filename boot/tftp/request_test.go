@@ -1,6 +1,7 @@
 package tftp
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -79,4 +80,21 @@ func FuzzParseRequest(f *testing.F) {
 			t.Errorf("%q is answered by %d bytes", b, len(oack))
 		}
 	})
+}
+
+// Blocks are cut to what fits beside the headers of the path: IPv6's is longer.
+func TestTheMTUCountsTheHeader(t *testing.T) {
+	for at, want := range map[string]int{"127.0.0.1": 65535, "::1": 65536 - 20} {
+		a := netip.MustParseAddr(at)
+		p, err := openPort(a, netip.AddrPortFrom(a, 9))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.mtu != want { // of the loopback interface, which is 65536; IPv4 counts no further than 65535
+			t.Errorf("%s: %d, want %d", at, p.mtu, want)
+		}
+		if err := p.close(); err != nil {
+			t.Error(err)
+		}
+	}
 }

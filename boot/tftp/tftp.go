@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
 	"hotspare"
@@ -51,7 +52,7 @@ type Resolved struct {
 
 // Options of a Server. All but Files may be left out.
 type Options struct {
-	Listen string            // address and port, "10.77.0.1:69"; "" means ":69"
+	Listen string            // address and port, "10.77.0.1:69" or "[fd77::1]:69"; "" means ":69" of IPv4
 	Files  map[string]Opener // what everybody is served, by exact name
 
 	// Resolve is asked for every other name, with the name as it came but for
@@ -144,18 +145,41 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	o = o.withDefaults()
-	conn, err := net.ListenPacket("udp4", o.Listen)
+	conn, six, err := listen(o.Listen)
 	if err != nil {
 		return nil, listenError(o, err)
 	}
 	s := &Server{o: o, conn: conn.(*net.UDPConn), slots: make(chan struct{}, o.Transfers), sessions: map[peer]*session{}, all: map[*session]struct{}{}, each: map[netip.Addr]int{}}
 	// Answers go from the address that was asked: a machine drops others.
-	if err := ipv4.NewPacketConn(conn).SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true); err != nil {
+	if six {
+		err = ipv6.NewPacketConn(conn).SetControlMessage(ipv6.FlagDst|ipv6.FlagInterface, true)
+	} else {
+		err = ipv4.NewPacketConn(conn).SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare the TFTP socket: %w", err), conn.Close())
 	}
 	// A thousand machines that start at once ask within one moment.
 	_ = s.conn.SetReadBuffer(4 << 20)
 	return s, nil
+}
+
+// listen opens the port: of IPv4, unless the address is one of IPv6.
+func listen(where string) (_ net.PacketConn, six bool, err error) {
+	ap, err := netip.ParseAddrPort(where)
+	if err != nil || !ap.Addr().Is6() || ap.Addr().Is4In6() {
+		conn, err := net.ListenPacket("udp4", where)
+		return conn, false, err
+	}
+	// For a second or two after a link came up the kernel still checks that nobody
+	// else has the address, and refuses to bind it.
+	c := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
+		var opt error
+		err := rc.Control(func(fd uintptr) { opt = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1) })
+		return errors.Join(err, opt)
+	}}
+	conn, err := c.ListenPacket(context.Background(), "udp6", where)
+	return conn, true, err
 }
 
 func listenError(o Options, err error) error {
@@ -233,6 +257,9 @@ func destination(oob []byte) netip.Addr {
 	for _, m := range ms {
 		if m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo {
 			return netip.AddrFrom4([4]byte(m.Data[4:8])) // Spec_dst, also for broadcasts
+		}
+		if m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo {
+			return netip.AddrFrom16([16]byte(m.Data[:16]))
 		}
 	}
 	return netip.Addr{}

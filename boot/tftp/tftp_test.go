@@ -45,7 +45,9 @@ type fixture struct {
 func serve(t *testing.T, o tftp.Options) *fixture {
 	t.Helper()
 	f := &fixture{recorder: boot.NewRecorder(0, 0)}
-	o.Listen, o.Recorder = "127.0.0.1:0", f.recorder
+	if o.Recorder = f.recorder; o.Listen == "" {
+		o.Listen = "127.0.0.1:0"
+	}
 	o.MACOf = func(netip.Addr) (boot.MAC, bool) { return boot.MAC{0x52, 0x54, 0, 0x77, 0, 1}, true }
 	if o.Files == nil {
 		o.Files = map[string]tftp.Opener{
@@ -95,8 +97,18 @@ func TestRealClientsOverOnePort(t *testing.T) {
 	realClients(t, tftp.Options{SinglePort: true})
 }
 
+// Likewise over IPv6.
+func TestRealClientsOverIPv6(t *testing.T) {
+	realClients(t, tftp.Options{Listen: "[::1]:0"})
+}
+
+func TestRealClientsOverIPv6AndOnePort(t *testing.T) {
+	realClients(t, tftp.Options{Listen: "[::1]:0", SinglePort: true})
+}
+
 func realClients(t *testing.T, o tftp.Options) {
 	f := serve(t, o)
+	host, url := f.addr.Addr().String(), "tftp://"+f.addr.String()+"/"
 	if n, err := tftp.Probe(t.Context(), f.addr, "undionly.kpxe"); n != int64(len(content)) || err != nil {
 		t.Errorf("the probe: %d bytes, %v", n, err)
 	}
@@ -108,25 +120,25 @@ func realClients(t *testing.T, o tftp.Options) {
 		want := map[string][]byte{"undionly.kpxe": content, "empty": nil, "block": content[:1024]}[name]
 		for client, cmd := range map[string]func(out string) *exec.Cmd{
 			"curl": func(out string) *exec.Cmd {
-				return exec.Command("curl", "-sS", "-o", out, "tftp://127.0.0.1:"+port+"/"+name)
+				return exec.Command("curl", "-sS", "-o", out, url+name)
 			},
 			"curl, 1428": func(out string) *exec.Cmd {
-				return exec.Command("curl", "-sS", "--tftp-blksize", "1428", "-o", out, "tftp://127.0.0.1:"+port+"/"+name)
+				return exec.Command("curl", "-sS", "--tftp-blksize", "1428", "-o", out, url+name)
 			},
 			"curl, no options": func(out string) *exec.Cmd {
-				return exec.Command("curl", "-sS", "--tftp-no-options", "-o", out, "tftp://127.0.0.1:"+port+"/"+name)
+				return exec.Command("curl", "-sS", "--tftp-no-options", "-o", out, url+name)
 			},
 			"tftp-hpa": func(out string) *exec.Cmd {
-				return exec.Command("tftp", "-m", "binary", "127.0.0.1", port, "-c", "get", name, out)
+				return exec.Command("tftp", "-m", "binary", host, port, "-c", "get", name, out)
 			},
 			"atftp, window": func(out string) *exec.Cmd {
-				return exec.Command("atftp", "-g", "-r", name, "-l", out, "--option", "blksize 1428", "--option", "windowsize 8", "127.0.0.1", port)
+				return exec.Command("atftp", "-g", "-r", name, "-l", out, "--option", "blksize 1428", "--option", "windowsize 8", host, port)
 			},
 			"atftp": func(out string) *exec.Cmd {
-				return exec.Command("atftp", "-g", "-r", name, "-l", out, "--option", "blksize 1428", "--option", "tsize 0", "127.0.0.1", port)
+				return exec.Command("atftp", "-g", "-r", name, "-l", out, "--option", "blksize 1428", "--option", "tsize 0", host, port)
 			},
 			"busybox": func(out string) *exec.Cmd {
-				return exec.Command("busybox", "tftp", "-g", "-b", "1400", "-r", name, "-l", out, "127.0.0.1", port)
+				return exec.Command("busybox", "tftp", "-g", "-b", "1400", "-r", name, "-l", out, host, port)
 			},
 		} {
 			t.Run(name+" by "+client, func(t *testing.T) {

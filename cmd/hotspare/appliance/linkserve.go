@@ -29,8 +29,8 @@ func (n NetworkConfig) asked(ctx context.Context) LinkConfig {
 	return n.toward(httpboot.Local(ctx))
 }
 
-// at gives the site as the machines see it that ask at one of our addresses.
-func at(site boot.Site, own netip.Addr) boot.Site {
+// siteAt gives the site as the machines see it that ask at one of our addresses.
+func siteAt(site boot.Site, own netip.Addr) boot.Site {
 	if own.IsValid() {
 		site.Server = own
 	}

@@ -100,10 +100,12 @@ func (s *segment) lease() string {
 // appliance's address there, and reaches agents' port and iSCSI target at it.
 func TestTwoLinks(t *testing.T) {
 	one, two := firstSegment(t), newSegment(t, "lnk0", "10.88.0.1/24")
+	must(t, "ip", "address", "add", "fd88::1/64", "dev", "lnk0") // the kernel still checks it when the appliance starts
+	two.run("ip", "address", "add", "fd88::2/64", "dev", two.end, "nodad")
 	c := config(t)
 	c.Network.Links = []LinkConfig{{
 		Interface: "lnk0", Address: netip.MustParsePrefix("10.88.0.1/24"), Gateway: netip.MustParseAddr("10.88.0.254"),
-		DHCP: DHCPConfig{Mode: "authoritative", From: netip.MustParseAddr("10.88.0.100"), To: netip.MustParseAddr("10.88.0.109")},
+		DHCP: DHCPConfig{Mode: "authoritative", From: netip.MustParseAddr("10.88.0.100"), To: netip.MustParseAddr("10.88.0.109"), IPv6: &IPv6Config{Address: netip.MustParsePrefix("fd88::1/64"), Addresses: true}},
 	}}
 	c = c.WithDefaults()
 	if err := c.Validate("test"); err != nil {
@@ -140,6 +142,12 @@ func TestTwoLinks(t *testing.T) {
 		for _, port := range []uint16{c.Network.AgentPort, c.Network.ISCSIPort} {
 			x.s.run("timeout", "20", "bash", "-c", fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", x.own, port))
 		}
+	}
+	// DHCPv6 sends machines to the IPv6 address: it serves the same files.
+	for _, from := range []string{"http://[fd88::1]/loader/undionly.kpxe", "https://[fd88::1]/loader/undionly.kpxe", "tftp://[fd88::1]/undionly.kpxe"} {
+		eventually(t, from, func() bool { // until the kernel has checked the address
+			return exec.Command("nsenter", "-t", two.pid, "-n", "curl", "-gsSf", "-m", "20", "--cacert", ca, "-o", "/dev/null", from).Run() == nil
+		})
 	}
 	if a := c.Network.toward(netip.MustParseAddr("10.88.0.105")); a.Interface != "lnk0" {
 		t.Errorf("a node of the second link is sent to %s", a.Interface)

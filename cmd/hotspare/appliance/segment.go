@@ -137,7 +137,7 @@ func (a *Appliance) serveDHCP(site boot.Site) error {
 		if len(a.cfg.Network.links()) > 1 {
 			log = log.With("link", c.Interface)
 		}
-		o.Site, o.Director, o.Exclude, o.Known = at(site, c.Address.Addr()), a.director(&c), a.serviceAddress, nodes.known
+		o.Site, o.Director, o.Exclude, o.Known = siteAt(site, c.Address.Addr()), a.director(&c), a.serviceAddress, nodes.known
 		if o.Reservations, err = newNodeAddresses(c, nodes); err != nil {
 			return err
 		}

@@ -102,12 +102,14 @@ func (a *Appliance) serveBoot(ctx context.Context) error {
 		return err
 	}
 	for _, l := range a.cfg.Network.links() {
-		if err := a.serveTFTP(site, l); err != nil {
-			return err
+		for _, own := range l.own() {
+			if err := a.serveTFTP(site, l, own); err != nil {
+				return err
+			}
 		}
 	}
 	h, err := httpboot.New(httpboot.Options{
-		Site: site, SiteAt: func(own netip.Addr) boot.Site { return at(site, own) }, Director: a.director(nil), Source: a.boots, Script: ipxe.Write, GRUB: grub.Write, Loader: a.boots.loader, MACOf: a.macOf,
+		Site: site, SiteAt: func(own netip.Addr) boot.Site { return siteAt(site, own) }, Director: a.director(nil), Source: a.boots, Script: ipxe.Write, GRUB: grub.Write, Loader: a.boots.loader, MACOf: a.macOf,
 		Recorder: a.recorder, Log: a.log.With("part", "http"),
 		Refetch: func(ctx context.Context, r httpboot.Refetch) {
 			a.compromised(ctx, r.Node, fmt.Sprintf("its join archive was asked for again by %s (%s)", r.Client, r.MAC))
@@ -169,21 +171,21 @@ func (a *Appliance) serviceAddress(addr netip.Addr) bool {
 	return false
 }
 
-func (a *Appliance) serveTFTP(site boot.Site, l LinkConfig) error {
-	own := netip.AddrPortFrom(l.Address.Addr(), a.cfg.Network.TFTPPort)
+func (a *Appliance) serveTFTP(site boot.Site, l LinkConfig, at netip.Addr) error {
+	own := netip.AddrPortFrom(at, a.cfg.Network.TFTPPort)
 	files := map[string]tftp.Opener{}
 	for _, name := range site.LoaderFiles() {
 		files[name] = func() (io.ReadSeekCloser, error) { return a.boots.loader(name) }
 	}
 	s, err := tftp.New(tftp.Options{
-		Listen: own.String(), Files: files, Resolve: a.overTFTP(at(site, own.Addr()), l),
+		Listen: own.String(), Files: files, Resolve: a.overTFTP(siteAt(site, at), l),
 		MACOf: a.macOf, Holder: dhcp.PortHolder, Recorder: a.recorder, Log: a.log.With("part", "tftp"),
 	})
 	if err != nil {
 		return err
 	}
 	a.parts.run("TFTP at "+own.String(), s.Serve)
-	if name := site.Loaders[boot.ArchBIOS]; name != "" {
+	if name := site.Loaders[boot.ArchBIOS]; name != "" && at.Is4() {
 		a.parts.run("TFTP's check", func(ctx context.Context) error {
 			a.checkTFTP(ctx, own, name)
 			return nil
