@@ -92,6 +92,7 @@ type Image struct {
 	RootSubvolume string            `json:"rootSubvolume,omitempty"` // of a btrfs; "" is the default one
 	Cmdline       string            `json:"cmdline"`                 // more kernel arguments
 	Labels        map[string]string `json:"labels,omitempty"`        // free
+	Tested        Test              `json:"tested,omitzero"`         // the last test-boot
 	Created       time.Time         `json:"created"`
 }
 

@@ -36,6 +36,35 @@ func versions(t *testing.T, dir string, d *disks, refs ...string) (*Repository, 
 	return r, &now
 }
 
+// The outcome of a test stays with what was tested, also after a restart.
+func TestTestsAreKept(t *testing.T) {
+	dir, d := t.TempDir(), newDisks(t)
+	r, now := versions(t, dir, d, "orders:1")
+	img, err := r.Get("orders", "1")
+	if err != nil || !img.Tested.At.IsZero() {
+		t.Fatalf("%+v, %v", img.Tested, err)
+	}
+	if _, err := r.RecordTest(t.Context(), "orders", "1", strings.Repeat("0", 64), Test{OK: true}); hotspare.CodeOf(err) != hotspare.CodeConflict {
+		t.Errorf("another image's test: %v", err)
+	}
+	if _, err := r.RecordTest(t.Context(), "orders", "1", img.Digest, Test{Text: strings.Repeat("x", maxTestText+1)}); hotspare.CodeOf(err) != hotspare.CodeInvalid {
+		t.Errorf("a long text: %v", err)
+	}
+	want := Test{At: *now, By: "me", Way: "cold-iscsi", Machine: "QEMU, BIOS", Text: "no root"}
+	if got, err := r.RecordTest(t.Context(), "orders", "1", img.Digest, want); err != nil || got.Tested != want || got.Kernel.Path == "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	r.Close()
+	r, err = Open(t.Context(), dir, Options{Disks: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := r.Get("orders", "1"); err != nil || got.Tested != want {
+		t.Errorf("after a restart %+v, %v", got.Tested, err)
+	}
+}
+
 func TestChannels(t *testing.T) {
 	dir, d := t.TempDir(), newDisks(t)
 	r, _ := versions(t, dir, d, "orders:1", "orders:2", "orders:3")

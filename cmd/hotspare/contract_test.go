@@ -107,6 +107,7 @@ func TestTheCommandLineSpeaksTheDocumentedInterface(t *testing.T) {
 		"image list":        {"", "snapshot"},
 		"image show":        {"orders:1", "snapshot"},
 		"image verify":      {"orders:stable", "image verify    orders:stable true"},
+		"image test":        {"orders:1 --lab /bin/true", "snapshot"},
 		"image promote":     {"orders:1 stable --reason test", "promote orders stable 1 test"},
 		"image rollback":    {"orders:stable --reason test", "rollback orders stable  test"},
 		"image channels":    {"orders", "channels orders"},

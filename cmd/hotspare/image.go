@@ -25,7 +25,7 @@ import (
 func imageCommand(c *connection) *cobra.Command {
 	cmd := &cobra.Command{Use: "image", Short: "Work with images"}
 	cmd.AddCommand(
-		imageImportCommand(c), imageUploadCommand(c), imageBuildCommand(c), imageListCommand(c), imageShowCommand(c), imageVerifyCommand(c),
+		imageImportCommand(c), imageUploadCommand(c), imageBuildCommand(c), imageListCommand(c), imageShowCommand(c), imageVerifyCommand(c), imageTestCommand(c),
 		imagePromoteCommand(c), imageRollbackCommand(c), imageChannelsCommand(c), imageDeleteCommand(c), imageCollectCommand(c),
 	)
 	return cmd

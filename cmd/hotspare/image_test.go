@@ -27,6 +27,11 @@ func (a *everything) ChangeChannel(_ context.Context, c api.ChannelChange) (api.
 	return api.ImageChannel{Name: c.Name, Channel: c.Channel, History: []api.ImagePromotion{}}, nil
 }
 
+func (a *everything) RecordImageTest(_ context.Context, ref, digest string, t api.ImageTest) (api.Image, error) {
+	a.note("record test", ref, digest, t.Text)
+	return api.Image{}, nil
+}
+
 func (a *everything) ImageGarbage(_ context.Context, r api.ImageRetention) (api.ImageGarbage, error) {
 	a.note("garbage", fmt.Sprint(r.Names), fmt.Sprint(r.Newest), fmt.Sprint(r.Days))
 	return api.ImageGarbage{Remove: []api.ImageVerdict{{Image: "orders:1", Why: "nobody uses it", Bytes: 5}}, Keep: []api.ImageVerdict{}}, nil

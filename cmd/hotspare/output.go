@@ -146,13 +146,20 @@ func poolRows(t *table, pools []api.Pool) {
 }
 
 func imageRows(t *table, images []api.Image) {
-	head := []string{"NAME", "VERSION", "OS", "KERNEL", "SIZE", "ARCH"}
+	head := []string{"NAME", "VERSION", "OS", "KERNEL", "SIZE", "ARCH", "TESTED"}
 	if t.wide {
 		head = append(head, "DIGEST", "CREATED")
 	}
 	t.row(head...)
 	for _, i := range images {
-		cells := []string{i.Name, i.Version, i.OS, i.Kernel, size(i.SizeBytes), i.Arch}
+		tested := "-"
+		if i.Tested != nil {
+			if tested = "failed"; i.Tested.OK {
+				tested = "ok"
+			}
+			tested += " " + i.Tested.At.Local().Format(time.DateOnly)
+		}
+		cells := []string{i.Name, i.Version, i.OS, i.Kernel, size(i.SizeBytes), i.Arch, tested}
 		if t.wide {
 			cells = append(cells, i.Digest, i.Created.Format(time.RFC3339))
 		}

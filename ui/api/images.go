@@ -16,6 +16,17 @@ type ImageKeeper interface {
 	ChangeChannel(ctx context.Context, c ChannelChange) (ImageChannel, error)
 	ImageGarbage(ctx context.Context, r ImageRetention) (ImageGarbage, error)
 	Upload(ctx context.Context, c UploadChange) (ImageUpload, error)
+	RecordImageTest(ctx context.Context, ref, digest string, t ImageTest) (Image, error)
+}
+
+// ImageTest is what came of starting an image on a machine of a lab.
+type ImageTest struct {
+	At      time.Time `json:"at"`
+	By      string    `json:"by"`
+	OK      bool      `json:"ok"`
+	Way     string    `json:"way,omitempty"`
+	Machine string    `json:"machine,omitempty"` // e.g. "QEMU, BIOS"
+	Text    string    `json:"text"`              // why not, or what was seen
 }
 
 // ImageTask asks for one of import (Import), build (Recipe), verify (Image) and
@@ -125,6 +136,7 @@ func (r routes) registerImages(h huma.API) {
 	huma.Register(h, post("build-image", "/api/v1/images/actions/build", "Make an image by a recipe", http.StatusAccepted), r.buildImage)
 	huma.Register(h, post("collect-images", "/api/v1/images/actions/collect", "Remove the versions that nobody uses", http.StatusAccepted), r.collectImages)
 	huma.Register(h, post("verify-image", "/api/v1/images/{name}/actions/verify", "Read an image and compare it with its digests", http.StatusAccepted), r.verifyImage)
+	huma.Register(h, post("record-image-test", "/api/v1/images/{name}/actions/record-test", "Keep with an image whether a machine of a lab started from it", http.StatusOK), r.recordTest)
 	get(h, "preview-image-garbage", "/api/v1/image-garbage", "What collect-images would remove, and why the rest stays", r.previewGarbage)
 	get(h, "list-image-channels", "/api/v1/image-channels", "Where channels lead, and led before", r.channels)
 	const channel = "/api/v1/image-channels/{name}/{channel}"
@@ -184,6 +196,27 @@ func (r routes) collectImages(ctx context.Context, in *collectInput) (*body[Task
 
 func (r routes) verifyImage(ctx context.Context, in *volumeInput) (*body[Task], error) {
 	return r.imageTask(ctx, ImageTask{Kind: "verify", Image: in.Name}, in.origin)
+}
+
+type recordTestInput struct {
+	Name string `path:"name" doc:"name:version"`
+	Body struct {
+		Digest  string `json:"digest" doc:"of what was tested"`
+		OK      bool   `json:"ok"`
+		Way     string `json:"way,omitempty"`
+		Machine string `json:"machine,omitempty"`
+		Text    string `json:"text"`
+	}
+	origin
+}
+
+func (r routes) recordTest(ctx context.Context, in *recordTestInput) (*body[Image], error) {
+	b := in.Body
+	img, err := r.ImageKeeper.RecordImageTest(ctx, in.Name, b.Digest, ImageTest{By: in.By, OK: b.OK, Way: b.Way, Machine: b.Machine, Text: b.Text})
+	if err != nil {
+		return nil, problem(err)
+	}
+	return &body[Image]{img}, nil
 }
 
 type retentionInput struct{ ImageRetention }

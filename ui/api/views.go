@@ -122,6 +122,16 @@ type Image struct {
 	OS           string    `json:"os,omitempty"`
 	Kernel       string    `json:"kernel,omitempty"`
 	Created      time.Time `json:"created"`
+
+	Volume    string     `json:"volume,omitempty"`    // none: it runs from memory
+	Origin    string     `json:"origin,omitempty"`    // a URL, an OCI reference, a recipe
+	Starts    []string   `json:"starts,omitempty"`    // kernel, san, ram
+	Firmware  []string   `json:"firmware,omitempty"`  // on which the disk starts by itself
+	Init      string     `json:"init,omitempty"`      // none: the image is one process; unknown: nobody looked
+	CloudInit string     `json:"cloudInit,omitempty"` // yes, no; none: nobody looked
+	Signer    string     `json:"signer,omitempty"`
+	Notes     []string   `json:"notes,omitempty"`  // what is not as it may be expected
+	Tested    *ImageTest `json:"tested,omitempty"` // the last test-boot
 }
 
 // Volume is a volume of the store with its export.

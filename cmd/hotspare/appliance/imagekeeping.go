@@ -373,6 +373,20 @@ func (a *Appliance) beginImageCollect(r api.ImageTask) (*task, error) {
 	})
 }
 
+// RecordImageTest keeps the outcome of a test-boot.
+func (a *Appliance) RecordImageTest(ctx context.Context, ref, digest string, t api.ImageTest) (api.Image, error) {
+	img, err := a.images.Resolve(ref)
+	if err != nil {
+		return api.Image{}, err
+	}
+	img, err = a.images.RecordTest(ctx, img.Name, img.Version, digest, images.Test{At: time.Now().UTC(), By: t.By, OK: t.OK, Way: t.Way, Machine: t.Machine, Text: t.Text})
+	if err != nil {
+		return api.Image{}, err
+	}
+	a.log.InfoContext(ctx, "an image was tested", "image", img.Ref(), "ok", t.OK, "by", t.By)
+	return imageView(img), nil
+}
+
 // Channels lists channels, of one image or of all.
 func (a *Appliance) Channels(_ context.Context, name string) ([]api.ImageChannel, error) {
 	var out []api.ImageChannel

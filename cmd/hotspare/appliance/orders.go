@@ -354,10 +354,18 @@ func (a *Appliance) ImportImage(ctx context.Context, in api.ImageImport, by stri
 }
 
 func imageView(i images.Image) api.Image {
-	return api.Image{
+	v := api.Image{
 		Name: i.Name, Version: i.Version, Digest: i.Digest, SourceSHA256: i.SourceSHA256, SizeBytes: i.SizeBytes, Arch: i.Arch,
 		OS: i.OSRelease.PrettyName, Kernel: i.Kernel.Version, Created: i.Created,
+		Volume: i.Volume, Origin: i.Origin, Firmware: i.Facts.Firmware, Init: i.Facts.Init, CloudInit: i.Facts.CloudInit, Signer: i.Signer.KeyID, Notes: i.Facts.Notes,
 	}
+	for _, s := range i.Facts.Starts {
+		v.Starts = append(v.Starts, string(s))
+	}
+	if t := i.Tested; !t.At.IsZero() {
+		v.Tested = &api.ImageTest{At: t.At, By: t.By, OK: t.OK, Way: t.Way, Machine: t.Machine, Text: t.Text}
+	}
+	return v
 }
 
 // DeleteImage removes an image version that no application names.
