@@ -217,7 +217,7 @@ func imageCommand(p *place) *cobra.Command {
 		},
 	}
 	build.Flags().StringVar(&cache, "cache", "out/cache/images", "where built images are kept")
-	cmd := &cobra.Command{Use: "image", Short: "The demo images"}
-	cmd.AddCommand(build)
+	cmd := &cobra.Command{Use: "image", Short: "The demo images, and tests of any image"}
+	cmd.AddCommand(build, imageTestCommand(p))
 	return cmd
 }
