@@ -79,8 +79,10 @@ type Driver interface {
 	PowerOff(ctx context.Context) error
 	// PowerOn switches on. A nil error means accepted, no more.
 	PowerOn(ctx context.Context) error
-	// SetNextBootPXE makes the next boot, and only that one, a network boot.
-	SetNextBootPXE(ctx context.Context) error
+	// SetNextBootPXE makes the next boot, and only that one, a network boot. uefi
+	// says that the firmware is known to be UEFI: asked for a legacy start, it may
+	// pass over the request.
+	SetNextBootPXE(ctx context.Context, uefi bool) error
 	// SetNetworkFirst makes every boot a network boot, until something else is
 	// asked for: SetNextBootPXE takes the same place. uefi says that the firmware
 	// is known to be UEFI. A nil error means accepted, no more: BootOrder tells.

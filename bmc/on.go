@@ -16,8 +16,8 @@ type OnOptions struct {
 	// must not start by itself (SAFETY S2a): the order is set, read back, and only
 	// then the power goes on. Never give NetworkOnce for such a machine.
 	Network NetworkBoot
-	// UEFI says that the machine's firmware is known to be UEFI, so that
-	// NetworkEvery asks for a UEFI start and takes no legacy one for it.
+	// UEFI says that the machine's firmware is known to be UEFI, so that a UEFI
+	// start is asked for, and NetworkEvery takes no legacy one for it.
 	UEFI bool
 	// ReadBack is how long a BMC may take to show the order that it took. Default
 	// 10 s.
@@ -130,7 +130,11 @@ func (o *onRun) start(ctx context.Context) error {
 	var err error
 	switch o.opts.Network {
 	case NetworkOnce:
-		err = o.send(ctx, CommandNextBootPXE)
+		c := CommandNextBootPXE
+		if o.opts.UEFI {
+			c = CommandNextBootPXEUEFI
+		}
+		err = o.send(ctx, c)
 	case NetworkEvery:
 		err = o.setOrder(ctx)
 	default:

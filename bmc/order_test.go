@@ -164,3 +164,19 @@ func TestBootNetworkFirstEndsWithItsCaller(t *testing.T) {
 		}
 	})
 }
+
+// A machine that is known to be UEFI is asked for a UEFI start, once as well as for
+// every start: it may pass over a legacy one.
+func TestAUEFIMachineIsAskedForAUEFIStart(t *testing.T) {
+	for _, uefi := range []bool{false, true} {
+		m := &machine{}
+		story(t, m, func(t *testing.T, q *Queue) {
+			if _, err := On(t.Context(), q, epoch7, OnOptions{Network: NetworkOnce, UEFI: uefi}); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := m.BootOrder(t.Context()); err != nil || (got.Mode == ModeUEFI) != uefi || got.Every {
+				t.Errorf("UEFI %v: asked for %q, %v", uefi, got, err)
+			}
+		})
+	}
+}

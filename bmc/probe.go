@@ -204,7 +204,7 @@ func (p *probe) testBoot(ctx context.Context) (string, error) {
 	if order, err := p.driver.BootOrder(ctx); err == nil && order.NetworkFirst(false) {
 		return order.String() + "; left so, for a request for one start would take its place", nil
 	}
-	if err := p.driver.SetNextBootPXE(ctx); err != nil {
+	if err := p.driver.SetNextBootPXE(ctx, false); err != nil {
 		return "", err
 	}
 	// BMCs may take a moment to show what they took.

@@ -19,6 +19,7 @@ const (
 	CommandOff Command = iota + 1
 	CommandOn
 	CommandNextBootPXE
+	CommandNextBootPXEUEFI  // the same, of a machine whose firmware is known to be UEFI
 	CommandNetworkFirst     // every boot from the network
 	CommandNetworkFirstUEFI // the same, of a machine whose firmware is known to be UEFI
 )
@@ -32,6 +33,8 @@ func (c Command) String() string {
 		return "power on"
 	case CommandNextBootPXE:
 		return "next boot pxe"
+	case CommandNextBootPXEUEFI:
+		return "next boot pxe, uefi"
 	case CommandNetworkFirst:
 		return "every boot pxe"
 	case CommandNetworkFirstUEFI:
@@ -208,8 +211,8 @@ func (q *Queue) sender(c Command) (func(context.Context) error, error) {
 		return q.driver.PowerOff, nil
 	case CommandOn:
 		return q.driver.PowerOn, nil
-	case CommandNextBootPXE:
-		return q.driver.SetNextBootPXE, nil
+	case CommandNextBootPXE, CommandNextBootPXEUEFI:
+		return func(ctx context.Context) error { return q.driver.SetNextBootPXE(ctx, c == CommandNextBootPXEUEFI) }, nil
 	case CommandNetworkFirst, CommandNetworkFirstUEFI:
 		return func(ctx context.Context) error { return q.driver.SetNetworkFirst(ctx, c == CommandNetworkFirstUEFI) }, nil
 	default:

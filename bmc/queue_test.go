@@ -120,11 +120,14 @@ func (m *machine) PowerOn(ctx context.Context) error {
 	return err
 }
 
-func (m *machine) SetNextBootPXE(ctx context.Context) error {
+func (m *machine) SetNextBootPXE(ctx context.Context, uefi bool) error {
 	err := m.enter(ctx, "pxe")
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.order = BootOrder{Device: DevicePXE}
+	if uefi {
+		m.order.Mode = ModeUEFI
+	}
 	return err
 }
 

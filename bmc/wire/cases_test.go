@@ -144,7 +144,7 @@ func TestWrongPasswordIsTriedTwice(t *testing.T) {
 	for name, op := range map[string]func(context.Context, bmc.Driver) error{
 		"read":     func(ctx context.Context, d bmc.Driver) error { _, err := d.PowerState(ctx); return err },
 		"power on": func(ctx context.Context, d bmc.Driver) error { return d.PowerOn(ctx) },
-		"boot":     func(ctx context.Context, d bmc.Driver) error { return d.SetNextBootPXE(ctx) },
+		"boot":     func(ctx context.Context, d bmc.Driver) error { return d.SetNextBootPXE(ctx, false) },
 		"every":    func(ctx context.Context, d bmc.Driver) error { return d.SetNetworkFirst(ctx, true) },
 		"order":    func(ctx context.Context, d bmc.Driver) error { _, err := d.BootOrder(ctx); return err },
 		"uuid":     func(ctx context.Context, d bmc.Driver) error { _, err := d.SystemUUID(ctx); return err },

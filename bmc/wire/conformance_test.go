@@ -163,7 +163,7 @@ func powerAndBoot(t *testing.T, b *bench) {
 	}
 	eventually(t, d, bmc.PowerOff)
 	must(d.PowerOff(t.Context())) // off twice is no error
-	must(d.SetNextBootPXE(t.Context()))
+	must(d.SetNextBootPXE(t.Context(), false))
 	must(d.PowerOn(t.Context()))
 	eventually(t, d, bmc.PowerOn)
 	must(d.PowerOn(t.Context()))

@@ -13,9 +13,9 @@ import (
 
 // SetNextBootPXE runs `chassis bootdev pxe`. The BMC forgets it after 60 s
 // (IPMI v2.0 section 28.12), so power on follows at once.
-func (d *ipmi) SetNextBootPXE(ctx context.Context) error {
+func (d *ipmi) SetNextBootPXE(ctx context.Context, uefi bool) error {
 	return d.call(ctx, func(ctx context.Context, c *bmclib.Client, _ int) error {
-		ok, err := c.SetBootDevice(ctx, "pxe", false, d.cfg.EFI)
+		ok, err := c.SetBootDevice(ctx, "pxe", false, uefi || d.cfg.EFI)
 		return accepted(ok, err)
 	})
 }

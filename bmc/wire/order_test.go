@@ -43,7 +43,7 @@ func bootOrder(t *testing.T, b *bench) {
 	cycle()
 	cycle()
 	readsAs(t, d, legacy)
-	must(d.SetNextBootPXE(t.Context())) // the trap: it takes the place of the other
+	must(d.SetNextBootPXE(t.Context(), false)) // the trap: it takes the place of the other
 	readsAs(t, d, bmc.BootOrder{Device: bmc.DevicePXE, Mode: bmc.ModeLegacy})
 	cycle()
 	readsAs(t, d, bmc.BootOrder{})
@@ -117,7 +117,7 @@ func TestRedfishKeepsTheMode(t *testing.T) {
 	if err := d.SetNetworkFirst(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.SetNextBootPXE(t.Context()); err != nil {
+	if err := d.SetNextBootPXE(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	readsAs(t, d, bmc.BootOrder{Device: bmc.DevicePXE, Mode: bmc.ModeUEFI})

@@ -15,8 +15,8 @@ import (
 	"hotspare/bmc"
 )
 
-func (d *redfishDriver) SetNextBootPXE(ctx context.Context) error {
-	return d.setBoot(ctx, false, d.cfg.EFI)
+func (d *redfishDriver) SetNextBootPXE(ctx context.Context, uefi bool) error {
+	return d.setBoot(ctx, false, uefi || d.cfg.EFI)
 }
 
 // SetNetworkFirst asks for Pxe, Continuous. A refusal of what the BMC says that it

@@ -46,7 +46,7 @@ func (b *boots) networkFirst(ctx context.Context, n *haengine.NodeState) {
 func (b *boots) onOptions(n *haengine.NodeState) bmc.OnOptions {
 	k, _ := b.inventory.of(n.Spec.Name)
 	return bmc.OnOptions{
-		Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: n.Spec.UUID, UEFI: k.Facts.Firmware == agentlink.FirmwareUEFI,
+		Interval: b.cfg.BMC.ReadGap.D(), Deadline: b.cfg.BMC.Deadline.D(), ExpectUUID: n.Spec.UUID, UEFI: n.Spec.SecureBoot || k.Facts.Firmware == agentlink.FirmwareUEFI,
 	}
 }
 
