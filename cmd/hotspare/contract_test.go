@@ -77,7 +77,7 @@ func (a *everything) Follow(context.Context, uint64) (<-chan api.Event, error) {
 func TestTheCommandLineSpeaksTheDocumentedInterface(t *testing.T) {
 	a := &everything{}
 	srv, err := api.New(api.Options{
-		Verbs: api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, ImageKeeper: a, Tasks: a, Booting: a, Discoverer: a},
+		Verbs: api.Verbs{Viewer: a, Resources: a, Images: a, Engine: a, Explainer: a, History: a, Keeper: a, ImageKeeper: a, Tasks: a, Booting: a, Discoverer: a, Networking: a},
 		Token: hotspare.NewSecret("unused over the socket"),
 	})
 	if err != nil {
@@ -100,6 +100,7 @@ func TestTheCommandLineSpeaksTheDocumentedInterface(t *testing.T) {
 		"apply":             {"-f ../../examples/nodes.yaml", "apply"},
 		"get":               {"nodes", "snapshot"},
 		"describe":          {"node n1", "snapshot"},
+		"boot ca":           {"", "boot-ca"},
 		"delete":            {"node n1", "delete node n1"},
 		"image import":      {"orders --file /images/orders.img", "image import orders /images/orders.img   true"},
 		"image upload":      {"orders " + largeFile(t), "image import orders  u123456789  true"},

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"hotspare"
 )
 
 // Networking shows the links that are served, what DHCP sees on them, and the CA of
@@ -87,6 +89,19 @@ func (r routes) registerNetwork(h huma.API) {
 			return nil, problem(err)
 		}
 		return &body[[]Link]{all}, nil
+	})
+	get(h, "get-link", "/api/v1/links/{name}", "One link, by its interface", func(ctx context.Context, in *named) (*body[Link], error) {
+		all, err := r.Networking.Links(ctx)
+		if err != nil {
+			return nil, problem(err)
+		}
+		name := segment(in.Name)
+		for _, l := range all {
+			if l.Interface == name {
+				return &body[Link]{l}, nil
+			}
+		}
+		return nil, problem(&hotspare.Error{Code: hotspare.CodeNotFound, What: "there is no such link", Where: name, Fix: "hotspare get links"})
 	})
 	get(h, "get-boot-ca", "/api/v1/boot-ca", "The CA certificate that firmware enrols for HTTPS boot", func(ctx context.Context, _ *struct{}) (*body[BootCA], error) {
 		ca, err := r.Networking.BootCA(ctx)
