@@ -63,6 +63,37 @@ func TestLocalDisksAndMemory(t *testing.T) {
 	w.apply(smallApp("memory:1", "ram"))
 	w.hotspare("app", "failover", "small", "--to", n1.Name, "--way", "ram")
 	w.starts("ram", n1, 3)
+
+	// The slot was not written to by what ran in it, so it could be started again. One
+	// byte of it rots: its digest tells, and the next way is taken under another epoch.
+	w.awaitNode(ctx, n2, "standby with its slot as it was", func(s api.NodeStatus) bool {
+		return s.Standby != nil && s.Standby.State == api.StandbyParked && len(s.Copies) == 1 && s.Copies[0].State == "ready"
+	})
+	w.rot(n2, 2<<20+5<<20)
+	w.apply(smallApp("small:1", "slot, cold-iscsi"))
+	w.hotspare("app", "failover", "small", "--to", n2.Name)
+	w.starts("cold-iscsi", n2, 4)
+	w.awaitNode(ctx, n2, "its slot known to have failed", func(s api.NodeStatus) bool {
+		return len(s.Copies) == 1 && s.Copies[0].State == "failed"
+	})
+}
+
+// rot changes one byte of a machine's disk.
+func (w *world) rot(n lab.NodeSpec, at int64) {
+	w.t.Helper()
+	f, err := os.OpenFile(filepath.Join(w.lab.Dir(), n.Name, "disk.raw"), os.O_RDWR, 0)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], at); err != nil {
+		w.t.Fatal(err)
+	}
+	b[0] ^= 1
+	if _, err := f.WriteAt(b[:], at); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // starts waits until the application runs on a node by a way, and checks that it was
