@@ -77,7 +77,7 @@ exec $b switch_root /root /sbin/init
 	if err != nil {
 		return lab.Direct{}, err
 	}
-	return lab.Direct{Name: "peer", MAC: peerMAC, Kernel: kernel.Image, Initrd: initrd, Disks: []string{img.Disk, data}, Cmdline: peerCmdline}, nil
+	return lab.Direct{Name: "peer", MAC: peerMAC, Kernel: kernel.Image, Initrd: initrd, Disks: []lab.DirectDisk{{File: img.Disk}, {File: data}}, Cmdline: peerCmdline}, nil
 }
 
 // databaseDisk makes the database's volume with its cluster, as its image makes it

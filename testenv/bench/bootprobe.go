@@ -171,7 +171,7 @@ func databaseInserts(ctx context.Context, url string) bool {
 	if err != nil {
 		return false
 	}
-	defer conn.Close(ctx) //nolint:errcheck // it has answered
+	defer conn.Close(ctx) // it has answered
 	tag, err := conn.Exec(ctx, "insert into entries (client, seq, body) values ('asker', $1, '')", time.Now().UnixNano())
 	return err == nil && tag.RowsAffected() == 1
 }

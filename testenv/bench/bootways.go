@@ -64,7 +64,7 @@ func waysFigures(ctx context.Context, o options) (_ []figure, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.down()) }()
-	w := &ways{rack: r, o: o, peer: lab.Direct{Name: "peer", MAC: peerMAC, Kernel: kernel.Image, Initrd: initrd, Disks: []string{disk}, Cmdline: peerCmdline}}
+	w := &ways{rack: r, o: o, peer: lab.Direct{Name: "peer", MAC: peerMAC, Kernel: kernel.Image, Initrd: initrd, Disks: []lab.DirectDisk{{File: disk}}, Cmdline: peerCmdline}}
 	if err := w.takeImage(ctx, "tiny", disk); err != nil {
 		return nil, err
 	}

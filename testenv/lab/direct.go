@@ -24,7 +24,13 @@ type Direct struct {
 	Kernel    string // file
 	Initrd    string // file; "": none
 	Cmdline   string
-	Disks     []string // raw files, vda first; what is written to them is forgotten at the end
+	Disks     []DirectDisk // vda first
+}
+
+// DirectDisk is a local disk of a Direct.
+type DirectDisk struct {
+	File string // raw
+	Keep bool   // what is written stays in the file; else it is forgotten at the end
 }
 
 // DirectMachine is a Direct that has been started and waits at its power-on.
@@ -54,7 +60,11 @@ func directArgs(d Direct, accel, dir string) []string {
 	}
 	for i, disk := range d.Disks {
 		id := "disk" + strconv.Itoa(i)
-		args = append(args, "-drive", "if=none,id="+id+",format=raw,snapshot=on,file="+disk, "-device", "virtio-blk-pci,drive="+id)
+		snapshot := ",snapshot=on"
+		if disk.Keep {
+			snapshot = ""
+		}
+		args = append(args, "-drive", "if=none,id="+id+",format=raw"+snapshot+",file="+disk.File, "-device", "virtio-blk-pci,drive="+id)
 	}
 	return append(args, "-S")
 }

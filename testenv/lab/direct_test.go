@@ -14,7 +14,7 @@ func TestAMachineBesideIsOfTheNodesKind(t *testing.T) {
 	node := Options{Nodes: Nodes(1)}.withDefaults().Nodes[0]
 	m := &machine{node: node, dir: "/lab/n1", accel: "tcg"}
 	theirs := m.args(false)
-	ours := directArgs(Direct{Name: "peer", MAC: "52:54:00:77:00:61", MemoryMiB: node.MemoryMiB, Kernel: "/k", Initrd: "/i", Cmdline: "quiet", Disks: []string{"/a", "/b"}}, "tcg", "/lab/peer")
+	ours := directArgs(Direct{Name: "peer", MAC: "52:54:00:77:00:61", MemoryMiB: node.MemoryMiB, Kernel: "/k", Initrd: "/i", Cmdline: "quiet", Disks: []DirectDisk{{File: "/a"}, {File: "/b", Keep: true}}}, "tcg", "/lab/peer")
 	value := func(args []string, flag string) string {
 		i := slices.Index(args, flag)
 		if i < 0 || i+1 == len(args) {
@@ -28,7 +28,7 @@ func TestAMachineBesideIsOfTheNodesKind(t *testing.T) {
 		}
 	}
 	text := strings.Join(ours, " ")
-	for _, want := range []string{"ifname=tap-peer,", "file=/a ", "file=/b ", "snapshot=on", "-kernel /k", "-initrd /i", "-append quiet", "virtio-net-pci"} {
+	for _, want := range []string{"ifname=tap-peer,", "format=raw,snapshot=on,file=/a ", "format=raw,file=/b ", "-kernel /k", "-initrd /i", "-append quiet", "virtio-net-pci"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is missing: %s", want, text)
 		}
