@@ -151,7 +151,7 @@ func (s *dhcpSegment) with(ctx context.Context, o options, p *dhcpPeer, f func()
 	go func() { ended <- p.cmd.Wait() }()
 	defer func() {
 		_ = p.cmd.Process.Signal(syscall.SIGTERM)
-		<-ended // each says by its own code that it was told to end
+		_ = <-ended // each says by its own code that it was told to end
 	}()
 	if err := s.ready(ctx, ended); err != nil {
 		return err
