@@ -147,11 +147,14 @@ func (s *dhcpSegment) with(ctx context.Context, o options, p *dhcpPeer, f func()
 	if p.cmd, err = p.start(ctx, dir); err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- p.cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		_ = p.cmd.Wait() // each says by its own code that it was told to end
+		close(ended)
+	}()
 	defer func() {
 		_ = p.cmd.Process.Signal(syscall.SIGTERM)
-		_ = <-ended // each says by its own code that it was told to end
+		<-ended
 	}()
 	if err := s.ready(ctx, ended); err != nil {
 		return err
@@ -160,7 +163,7 @@ func (s *dhcpSegment) with(ctx context.Context, o options, p *dhcpPeer, f func()
 }
 
 // ready waits until the server answers.
-func (s *dhcpSegment) ready(ctx context.Context, ended chan error) (err error) {
+func (s *dhcpSegment) ready(ctx context.Context, ended <-chan struct{}) (err error) {
 	for range 20 {
 		var r perfResult
 		if r, err = s.perf(ctx, "-r", "20", "-R", "20", "-p", "1", "-i", "-b", "mac=00:0c:02:00:00:01"); err == nil && r.received > 0 {
@@ -169,9 +172,8 @@ func (s *dhcpSegment) ready(ctx context.Context, ended chan error) (err error) {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case err := <-ended:
-			ended <- err // for the one that waits for its end
-			return errors.Join(errors.New("the DHCP server has ended"), err)
+		case <-ended:
+			return errors.New("the DHCP server has ended; it says why above")
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
