@@ -74,3 +74,15 @@ func TestImageTestsThatCannotTell(t *testing.T) {
 		}
 	}
 }
+
+// Why a machine started anew stands before the second boot.
+func TestTheConsoleOfTheFirstBoot(t *testing.T) {
+	console := "SeaBIOS 1\niPXE\nLinux\nKernel panic\nSeaBIOS 1\niPXE\n"
+	if startedAnew(console) || firstBoot(console) != console {
+		t.Error("a boot that goes on is taken for a further one")
+	}
+	console += "hotspare: this machine waits\nhotspare: asks again\nhotspare: this machine waits\n"
+	if !startedAnew(console) || firstBoot(console) != "SeaBIOS 1\niPXE\nLinux\nKernel panic\n" {
+		t.Errorf("the first boot is %q", firstBoot(console))
+	}
+}

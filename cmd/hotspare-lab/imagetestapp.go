@@ -156,7 +156,7 @@ func (t *imageTester) judge(ctx context.Context, img api.Image, r *imageTestResu
 // verdict waits until the image is up, or has failed, and says what was seen.
 func (t *imageTester) verdict(ctx context.Context) (ok bool, text string) {
 	a := t.opts.app
-	phase := ""
+	phase, again := "", false
 	snap, err := t.site.Until(ctx, "the image to come up", func(s api.Snapshot) bool {
 		app, found := site.Application(s, "tested")
 		if !found {
@@ -168,12 +168,15 @@ func (t *imageTester) verdict(ctx context.Context) (ok bool, text string) {
 		}
 		seen := a.expect == "" || strings.Contains(t.console(), a.expect)
 		ok = seen && (a.way == "cold-san" || app.Status.Phase == "running")
-		return ok || app.Status.Phase == "down" || app.Status.Phase == "blocked"
+		again = !ok && a.way != "cold-san" && startedAnew(t.console())
+		return ok || again || app.Status.Phase == "down" || app.Status.Phase == "blocked"
 	})
 	app, _ := site.Application(snap, "tested")
 	switch {
 	case ok:
 		return true, t.seen()
+	case again:
+		return false, "the machine ended and started anew before the image was up"
 	case err != nil && a.expect != "" && app.Status.Phase == "running":
 		return false, fmt.Sprintf("the console did not show %q within %s", a.expect, t.opts.timeout)
 	case err != nil:
@@ -228,6 +231,27 @@ func (t *imageTester) seen() string {
 	return strings.Join(words, "; ")
 }
 
+// waits is what a machine's screen shows that asks for a boot when none is ordered:
+// the one that was has ended. reset is the first word of its firmware.
+const (
+	waits = "hotspare: this machine waits"
+	reset = "SeaBIOS"
+)
+
+// startedAnew says whether the machine has begun a further boot.
+func startedAnew(console string) bool { return strings.Contains(console, waits) }
+
+// firstBoot cuts a further boot off: why the first one ended stands before it.
+func firstBoot(console string) string {
+	if at := strings.Index(console, waits); at >= 0 {
+		console = console[:at]
+		if at = strings.LastIndex(console, reset); at > 0 {
+			console = console[:at]
+		}
+	}
+	return console
+}
+
 // maxConsole is how much of the serial console is looked at, from its end.
 const maxConsole = 1 << 20
 
@@ -248,7 +272,7 @@ func (t *imageTester) console() string {
 
 // consoleEnd gives the last lines, harmless for a terminal.
 func (t *imageTester) consoleEnd(n int) []string {
-	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(t.console(), "\r", "")), "\n")
+	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(firstBoot(t.console()), "\r", "")), "\n")
 	lines = lines[max(0, len(lines)-n):]
 	for i := range lines {
 		lines[i] = boot.Plain(lines[i])
