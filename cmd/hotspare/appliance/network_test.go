@@ -86,14 +86,14 @@ func (s *segment) run(args ...string) string {
 	return must(s.t, append([]string{"nsenter", "-t", s.pid, "-n", "--"}, args...)...)
 }
 
-// lease has busybox's client ask for an address, and gives what it was told.
+// lease has busybox's client ask as a firmware does, and gives what it was told.
 func (s *segment) lease() string {
 	s.t.Helper()
 	script := filepath.Join(s.t.TempDir(), "udhcpc")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nip address replace $ip/$mask dev $interface\necho \"told $ip $serverid $router\"\n"), 0o755); err != nil {
+	if err := os.WriteFile(script, []byte("#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nip address replace $ip/$mask dev $interface\necho \"told $ip $serverid $router\"\necho \"boots $boot_file of $siaddr\"\n"), 0o755); err != nil {
 		s.t.Fatal(err)
 	}
-	return s.run("busybox", "udhcpc", "-i", s.end, "-f", "-q", "-n", "-t", "8", "-T", "1", "-s", script)
+	return s.run("busybox", "udhcpc", "-i", s.end, "-f", "-q", "-n", "-t", "8", "-T", "1", "-V", "PXEClient:Arch:00007:UNDI:003016", "-x", "0x5d:0007", "-s", script)
 }
 
 // A machine of each link gets an address of its own network, boots from the
@@ -128,7 +128,7 @@ func TestTwoLinks(t *testing.T) {
 		network, own  string
 		router, iface string
 	}{{one, "10.77.0.1", "10.77.0.1", "", "seg0"}, {two, "10.88.0.10", "10.88.0.1", "10.88.0.254", "lnk0"}} {
-		if out := x.s.lease(); !strings.Contains(out, "told "+x.network) || !strings.Contains(out, " "+x.own+" "+x.router) {
+		if out := x.s.lease(); !strings.Contains(out, "told "+x.network) || !strings.Contains(out, " "+x.own+" "+x.router) || !strings.Contains(out, "boots snponly.efi of "+x.own+"\n") {
 			t.Fatalf("on %s the client was told\n%s", x.iface, out)
 		}
 		unassigned := "://" + x.own + "/ipxe/unassigned/52-54-00-77-00-09/7"
