@@ -40,7 +40,7 @@ func (w *work) installAhead(node string) {
 		}
 		if n.usableCopy(k, f.Image) == nil {
 			w.say(nil, node, "gets %s for %s on its disk", f.Image, k)
-			w.order(Install{Order: Order{App: k, Node: node}, BootID: boot, Image: a.Spec.Image}, 0)
+			w.order(Install{Order: Order{App: k, Node: node}, BootID: boot, Image: f.Image}, 0)
 			return
 		}
 	}
@@ -76,8 +76,8 @@ func (w *work) installedAhead(o Install, c *LocalCopy) {
 	}
 	x := *c
 	x.App, x.Epoch, x.State = o.App, 0, CopyReady
-	if f := w.images.get(o.Image); x.Image == "" && f != nil {
-		x.Image = f.Image
+	if x.Image == "" {
+		x.Image = o.Image
 	}
 	n.Copies = append(slices.DeleteFunc(slices.Clone(n.Copies), func(c LocalCopy) bool {
 		return c.Disk == x.Disk && (c.Slot == x.Slot || c.Slot == "" || x.Slot == "")

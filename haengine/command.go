@@ -21,6 +21,9 @@ func (w *work) command(e Event) {
 			if n.Park != nil || n.Phase != NodeIdle && n.Phase != NodeQuarantined && n.Phase != NodeMaintenance {
 				w.keepIdentity(n, &spec)
 			}
+			if n.Spec.UUID != spec.UUID || !slices.Equal(n.Spec.MACs, spec.MACs) { // another machine
+				n.Copies, n.Facts, n.Listed = nil, nil, false
+			}
 			n.Spec, n.Removing = spec, false
 		} else {
 			w.nodes.put(spec.Name, &NodeState{Spec: spec, Phase: NodeIdle, Since: w.now})

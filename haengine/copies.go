@@ -34,11 +34,26 @@ type LocalCopy struct {
 // usableCopy gives the copy of an image that an application may be started from.
 func (n *NodeState) usableCopy(app, image string) *LocalCopy {
 	for _, c := range slices.Backward(n.Copies) {
-		if c.App == app && c.Image == image && (c.State == CopyReady || c.State == CopyStarted && c.Slot == "") {
+		// One that was started, and of which only the disk says so, is not relied on:
+		// whoever ran there last may have written it.
+		if c.App == app && c.Image == image && (c.State == CopyReady || c.State == CopyStarted && c.Slot == "" && !n.Listed) {
 			return &c
 		}
 	}
 	return nil
+}
+
+// roomFor says whether an application may be installed on the node's disk: no other
+// one's copy is overwritten that may be started.
+func (n *NodeState) roomFor(app string) bool {
+	taken := map[string]bool{}
+	for _, c := range n.Copies {
+		if c.App != app && (c.State == CopyReady || c.State == CopyStarted) {
+			taken[c.Slot] = true
+		}
+	}
+	d := n.Spec.Disk
+	return d == nil || d.Overwrite && d.Slots == 0 || len(taken) < max(1, d.Slots)
 }
 
 // writes notes, before it is ordered, that a grant puts an application on its
@@ -57,21 +72,26 @@ func (w *work) writes(a *AppState) {
 	g.Copy = &c
 }
 
-// starts notes that a grant starts a copy, so that it is known whose it is.
+// starts notes that a grant starts a copy, so that it is known whose it is. A slot
+// stays as it was installed: what runs in it writes to memory.
 func (w *work) starts(a *AppState) {
 	g := a.Grant
 	n := w.nodes.edit(g.Node)
 	if n == nil || g.Copy == nil {
 		return
 	}
-	n.Copies = slices.Clone(n.Copies)
+	state := CopyStarted
+	if g.Copy.Slot != "" {
+		state = CopyReady
+	}
+	n.Copies, n.Listed = slices.Clone(n.Copies), false
 	for i := range n.Copies {
 		if c := &n.Copies[i]; c.App == g.Copy.App && c.Disk == g.Copy.Disk && c.Slot == g.Copy.Slot && c.Image == g.Copy.Image {
-			c.Epoch, c.State = g.Epoch, CopyStarted
+			c.Epoch, c.State = g.Epoch, state
 		}
 	}
 	c := *g.Copy
-	c.Epoch, c.State = g.Epoch, CopyStarted
+	c.Epoch, c.State = g.Epoch, state
 	g.Copy = &c
 }
 
@@ -165,7 +185,7 @@ func (w *work) disable(node, boot string) {
 	waits := map[string]bool{}
 	if n := w.nodes.get(node); n != nil {
 		for _, c := range n.Copies {
-			if c.State == CopyStarted {
+			if c.State == CopyStarted || c.State != CopyDisabled && w.removed(c.App) {
 				waits[c.App] = true
 			}
 		}
@@ -183,6 +203,11 @@ func (w *work) disable(node, boot string) {
 	}
 	w.withdraw(func(a Action) bool { d, is := a.(DisableCopies); return is && d.Node == node })
 	w.order(DisableCopies{Order: Order{Node: node}, BootID: boot, Apps: sortedKeys(waits)}, 0)
+}
+
+// removed says whether an application was known once and is not any more.
+func (w *work) removed(app string) bool {
+	return w.apps.get(app) == nil && w.s.Durable.Floors[app] > 0
 }
 
 // LocalBoot says whether a node may be handed back to its firmware to start from
@@ -229,7 +254,7 @@ func (w *work) install(a *AppState) {
 		w.attemptFailed(a, "while the image was written: "+lost, true)
 	case len(ids) == 0:
 		w.writes(a)
-		w.order(Install{Order: w.head(a), BootID: g.BootID, Image: a.Spec.Image}, a.Failover)
+		w.order(Install{Order: w.head(a), BootID: g.BootID, Image: g.Copy.Image}, a.Failover)
 	case w.now.Sub(w.getPending(ids[0]).Ordered) >= limit:
 		w.attemptFailed(a, "the image was not written within "+limit.String(), true)
 	default:

@@ -167,3 +167,108 @@ func TestWhoAnswersOnTheAddressIsFenced(t *testing.T) {
 		t.Errorf("n2 is %s: %s", n.Phase, n.Reason)
 	}
 }
+
+// A slot stays as it was installed, so it is startable again; a whole disk that ran is
+// not taken from the disk's own word.
+func TestWhatMayBeStartedAgain(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		copy haengine.LocalCopy
+		ok   bool
+	}{
+		{"a slot", haengine.LocalCopy{App: "orders", Image: "orders:7", Disk: "wwn-1", Slot: "A", State: haengine.CopyReady}, true},
+		{"a whole disk", haengine.LocalCopy{App: "orders", Image: "orders:7", Disk: "wwn-1", State: haengine.CopyReady}, true},
+		{"a whole disk that ran, as it says", haengine.LocalCopy{App: "orders", Image: "orders:7", Disk: "wwn-1", State: haengine.CopyStarted}, false},
+	} {
+		b := newBench(t, 2)
+		b.keep["install"], b.keep["disable-copies"] = true, true
+		readyOn(b, "6.1-orders", haengine.NodeFacts{Kexec: true, Disk: true}, func(a *haengine.Application) {
+			a.Policy.Ways = []haengine.Way{haengine.WayColdISCSI, haengine.WaySlot}
+		}, c.copy)
+		if got := choice(b, "n2", haengine.WaySlot); got.OK != c.ok {
+			t.Errorf("%s: %v: %s", c.name, got.OK, got.Text)
+			continue
+		}
+		if !c.ok {
+			continue
+		}
+		b.event(haengine.FailoverRequested{App: "orders", To: "n2", By: "ann", Way: haengine.WaySlot})
+		b.pass(10*time.Second, b.hears("n2"))
+		if x := b.claimed(); x.Way != haengine.WaySlot || x.Copy == nil || x.Copy.Slot != c.copy.Slot {
+			t.Fatalf("%s: claimed %+v", c.name, x)
+		}
+		want := haengine.CopyReady
+		if c.copy.Slot == "" {
+			want = haengine.CopyStarted
+		}
+		if got := b.s.Durable.Nodes["n2"].Copies; len(got) != 1 || got[0].State != want || got[0].Epoch != b.app().Grant.Epoch {
+			t.Errorf("%s: after its start %+v", c.name, got)
+		}
+	}
+}
+
+// Nobody is sent to a disk that holds what others may have to start.
+func TestAFullDiskTakesNoInstallation(t *testing.T) {
+	web := func(slot string) haengine.LocalCopy {
+		return haengine.LocalCopy{App: "web", Image: "web:1", Disk: "wwn-1", Slot: slot, State: haengine.CopyReady}
+	}
+	for _, c := range []struct {
+		name   string
+		disk   haengine.LocalDisk
+		copies []haengine.LocalCopy
+		ok     bool
+	}{
+		{"a whole disk with another's copy", haengine.LocalDisk{Serial: "d"}, []haengine.LocalCopy{web("")}, false},
+		{"... that may be overwritten", haengine.LocalDisk{Serial: "d", Overwrite: true}, []haengine.LocalCopy{web("")}, true},
+		{"a free slot", haengine.LocalDisk{Serial: "d", Slots: 2, SlotGiB: 1}, []haengine.LocalCopy{web("A")}, true},
+		{"no free slot", haengine.LocalDisk{Serial: "d", Slots: 2, SlotGiB: 1}, []haengine.LocalCopy{web("A"), web("B")}, false},
+	} {
+		b := newBench(t, 2)
+		b.event(image(nil))
+		b.up(app(func(a *haengine.Application) { a.Policy.Ways = []haengine.Way{haengine.WayColdISCSI, haengine.WayInstall} }))
+		b.event(haengine.NodeApplied{Node: node("n2", func(n *haengine.Node) { n.MACs = b.s.Durable.Nodes["n2"].Spec.MACs; n.Disk = &c.disk })})
+		b.event(standby(1))
+		b.pass(10*time.Second, b.good)
+		b.parkOn("n2", "6.1-orders", haengine.NodeFacts{Kexec: true, Disk: true}, c.copies...)
+		b.pass(2*time.Second, b.hears("n2"))
+		if got := choice(b, "n2", haengine.WayInstall); got.OK != c.ok {
+			t.Errorf("%s: %v: %s", c.name, got.OK, got.Text)
+		}
+	}
+}
+
+// What is on disks for an application that was removed is nobody's: it is disabled,
+// and its place is free.
+func TestCopiesOfARemovedApplicationAreFreed(t *testing.T) {
+	b := slotted(t)
+	b.pass(2*time.Second, b.hears("n2"))
+	b.event(haengine.AppDeleted{Name: "orders", By: "ann"})
+	b.pass(30*time.Second, func() { b.event(haengine.Heartbeat{Node: "n2", BootID: "n2-parked"}) })
+	if b.app() != nil {
+		t.Fatalf("orders is %s", b.app().Phase)
+	}
+	if c := b.s.Durable.Nodes["n2"].Copies; len(c) != 1 || c[0].State != haengine.CopyDisabled {
+		t.Errorf("its copies: %+v", c)
+	}
+}
+
+// The holder of an epoch of which nothing is known is taken for the way that is the
+// hardest to exclude among those that were possible.
+func TestAnUnknownHolderOfAnImageInMemory(t *testing.T) {
+	for way, storage := range map[haengine.Way]bool{haengine.WayRAM: false, haengine.WayColdISCSI: true} {
+		b := newBench(t, 2)
+		b.event(image(func(f *haengine.ImageFacts) { f.Ways = []haengine.Way{way} }))
+		b.up(app(nil))
+		if got := b.app().Grant.Way; got != way {
+			t.Fatalf("started as %s", got)
+		}
+		b.fail["power-off n1"] = haengine.Failed{Why: "no answer"}
+		b.event(haengine.EpochFloor{App: "orders", Epoch: 9})
+		b.pass(3*time.Minute, nil)
+		for _, g := range b.app().Old {
+			if g.Epoch == 9 && (g.Exclusion.Proof != nil && g.Exclusion.Proof.Kind == haengine.EvidenceStorage) != storage {
+				t.Errorf("%s: storage evidence about an unknown holder: %+v", way, g.Exclusion.Proof)
+			}
+		}
+	}
+}

@@ -155,8 +155,10 @@ func (w *work) retire(a *AppState, orderly bool, then NodePhase, reason string) 
 	g, name := *a.Grant, a.Spec.Name
 	w.withdraw(func(o Action) bool {
 		switch o.(type) {
-		case Attach, Boot, Install, Claim, ProbeAddress:
+		case Attach, Boot, Claim, ProbeAddress:
 			return o.Head().App == name
+		case Install: // one for later is no part of the grant
+			return o.Head().App == name && o.Head().Epoch != 0
 		}
 		return false
 	})
@@ -308,6 +310,12 @@ func (w *work) remove(a *AppState) bool {
 	w.say(a, "", "removed")
 	w.apps.del(name)
 	w.softApps.del(name)
+	w.withdraw(func(o Action) bool { _, is := o.(Install); return is && o.Head().App == name })
+	for _, k := range w.nodes.keys() { // what waits for it on disks is nobody's now
+		if n := w.nodes.get(k); n.Park != nil && n.Park.BootID != "" {
+			w.disable(k, n.Park.BootID)
+		}
+	}
 	w.forgetLeases(name, 0)
 	w.forgetTimes(name)
 	return true

@@ -167,7 +167,7 @@ func (w *work) floor(e EpochFloor) {
 	}
 	p := a.Spec.Policy
 	a.Old = append(a.Old, Grant{
-		Epoch: e.Epoch, Way: unknownWay(p), Since: w.now, Attached: true, Booted: true, Claimed: true, ClaimedAt: w.now,
+		Epoch: e.Epoch, Way: unknownWay(p, w.images.get(a.Spec.Image)), Since: w.now, Attached: true, Booted: true, Claimed: true, ClaimedAt: w.now,
 		Lease: p.promised(), Longest: w.plannedLease(), Bound: p.DropBound + p.Margin, Exclusion: &Exclusion{Since: w.now},
 	})
 	a.Epoch = e.Epoch + 1
@@ -179,12 +179,21 @@ func (w *work) floor(e EpochFloor) {
 
 // unknownWay is the way that the holder of an epoch is taken to have been started
 // in of which nothing is known: the one that is the hardest to exclude among those
-// that the policy allows.
-func unknownWay(p Policy) Way {
+// that the policy allows. A policy that lists none allows what the image offers when
+// it offers nothing else.
+func unknownWay(p Policy, f *ImageFacts) Way {
 	for _, way := range []Way{WayInstall, WaySlot, WayColdSAN, WayRAM} {
 		if slices.Contains(p.Ways, way) {
 			return way
 		}
+	}
+	switch {
+	case len(p.Ways) > 0 || f == nil: // of an image that nobody knows, nothing else was ever started
+		return WayColdISCSI
+	case slices.Contains(f.Ways, WayColdSAN) && !f.offers(Way.HasAgent):
+		return WayColdSAN
+	case slices.Contains(f.Ways, WayRAM) && !f.offers(Way.NeedsVolume):
+		return WayRAM
 	}
 	return WayColdISCSI
 }

@@ -325,11 +325,18 @@ func (w *work) notHere(a *AppState, n *NodeState, c *WayChoice, facts *ImageFact
 		switch {
 		case n.Spec.Disk == nil:
 			return "its document names no local disk to install on"
+		case w.writesDisk(n.Spec.Name):
+			return "its disk is being written to, or has to be looked after first"
+		case !n.roomFor(a.Spec.Name):
+			return "its disk is full of other applications' copies"
 		case n.Facts != nil && !n.Facts.Disk:
 			return strings.TrimSuffix("no local disk to install on: "+n.Facts.NoDisk, ": ")
 		}
 	case WaySlot:
-		if c.copy = n.usableCopy(a.Spec.Name, facts.Image); c.copy == nil {
+		switch c.copy = n.usableCopy(a.Spec.Name, facts.Image); {
+		case n.Spec.Disk == nil:
+			return "its document names no local disk"
+		case c.copy == nil:
 			return "no local disk of it holds " + facts.Image
 		}
 	}

@@ -132,7 +132,10 @@ func (w *world) become(n *node, c haengine.Claim) {
 		n.copies = n.onDisk()
 		for i := range n.copies {
 			if n.copies[i].Slot == c.Copy.Slot {
-				n.copies[i].State = haengine.CopyStarted
+				n.copies[i].Epoch = c.Epoch
+				if c.Copy.Slot == "" { // a slot stays as it was installed
+					n.copies[i].State = haengine.CopyStarted
+				}
 			}
 		}
 	}

@@ -161,6 +161,9 @@ func (w *world) lateClaim(n *node, c haengine.Claim, fail func(string, hotspare.
 	w.s.after(20*time.Second, func() { fail("no answer", "", true) })
 }
 
+// wholeDisk says whether an image takes the node's whole disk, instead of a slot.
+func (n *node) wholeDisk() bool { return n.name == "n1" }
+
 // installedAhead puts copies of an application on a node's disk that were never
 // started.
 func (w *world) installedAhead(n *node, spec haengine.Application, slots ...string) {
@@ -190,9 +193,12 @@ func (w *world) install(n *node, x haengine.Install, done haengine.Done, answer 
 			return
 		}
 		slot := []string{"A", "B", "C"}[n.installs%3]
+		if n.wholeDisk() {
+			slot = ""
+		}
 		n.installs++
-		c := haengine.LocalCopy{App: x.App, Epoch: x.Epoch, Image: x.Image + ":1", Disk: "wwn-" + n.name, Slot: slot, State: haengine.CopyReady}
-		n.copies = append(slices.DeleteFunc(n.onDisk(), func(o haengine.LocalCopy) bool { return o.Slot == slot }), c)
+		c := haengine.LocalCopy{App: x.App, Epoch: x.Epoch, Image: x.Image, Disk: "wwn-" + n.name, Slot: slot, State: haengine.CopyReady}
+		n.copies = append(slices.DeleteFunc(n.onDisk(), func(o haengine.LocalCopy) bool { return slot == "" || o.Slot == slot }), c)
 		w.s.counts["install"]++
 		done.Copy = &c
 		answer(done)

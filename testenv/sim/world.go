@@ -146,8 +146,12 @@ func application(name string, i int) haengine.Application {
 func dur(d time.Duration) haengine.Duration { return haengine.Duration(d) }
 
 func nodeSpec(n *node) haengine.Node {
+	disk := &haengine.LocalDisk{Serial: n.name, Slots: 3, SlotGiB: 1}
+	if n.wholeDisk() {
+		disk.Slots, disk.SlotGiB = 0, 0
+	}
 	return haengine.Node{
-		Name: n.name, MACs: []string{"52:54:00:77:00:0" + n.name[1:]}, Pool: "rack1", CPUs: 1, MemoryMiB: 512, DiskGiB: 8, Disk: &haengine.LocalDisk{Serial: n.name, Slots: 3, SlotGiB: 1}, Approved: true,
+		Name: n.name, MACs: []string{"52:54:00:77:00:0" + n.name[1:]}, Pool: "rack1", CPUs: 1, MemoryMiB: 512, DiskGiB: 8, Disk: disk, Approved: true,
 		BMC: haengine.BMC{Address: netip.MustParseAddr("10.78.0.11"), SharedPower: n.shared},
 	}
 }
