@@ -46,7 +46,10 @@ type site struct {
 }
 
 func (s *site) Snapshot(context.Context) (api.Snapshot, error) {
-	return api.Snapshot{Nodes: []api.Node{{Node: haengine.Node{Name: "n1"}, Status: api.NodeStatus{Phase: "idle", Power: "off"}}}}, s.fail
+	return api.Snapshot{
+		Nodes:  []api.Node{{Node: haengine.Node{Name: "n1"}, Status: api.NodeStatus{Phase: "idle", Power: "off"}}},
+		Images: []api.Image{{Name: "web", Version: "1", Tested: &api.ImageTest{Text: `"><img src=x>`}}},
+	}, s.fail
 }
 
 func (s *site) Apply(_ context.Context, file string, src []byte, by string, dry bool) ([]api.Applied, error) {

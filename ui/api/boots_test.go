@@ -168,6 +168,9 @@ func TestHostileNamesStayTextInABrowser(t *testing.T) {
 	if strings.Contains(dom, "<title>owned") || strings.Contains(dom, "<img") || strings.Contains(dom, "<script>document") {
 		t.Errorf("a machine's name became markup:\n%s", dom)
 	}
+	if !strings.Contains(dom, `<span class="word bad">failed</span>`) {
+		t.Errorf("the page does not show that an image's test failed:\n%s", dom)
+	}
 	if !strings.Contains(dom, "&lt;script&gt;document.title='owned'") {
 		t.Errorf("the page does not show the machine:\n%s", dom)
 	}

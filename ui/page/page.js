@@ -112,7 +112,8 @@ function show(s) {
   fill($("nodes"), (s.nodes || []).map(node), 10, "None yet: hotspare apply -f examples/nodes.yaml");
   fill($("volumes"), (s.volumes || []).map(volume), 6, "None yet");
   fill($("images"), (s.images || []).map((i) => el("tr", {}, el("td", {}, i.name), el("td", { class: "mono" }, i.version), el("td", {}, i.os || ""),
-    el("td", { class: "mono" }, i.kernel || ""), el("td", {}, bytes(i.sizeBytes)), el("td", { class: "mono" }, (i.digest || "").slice(0, 16)))), 6, "None yet: hotspare image import");
+    el("td", { class: "mono" }, i.kernel || ""), el("td", {}, bytes(i.sizeBytes)),
+    el("td", i.tested ? { title: i.tested.text } : {}, i.tested ? word(i.tested.ok ? "succeeded" : "failed") : "–"), el("td", { class: "mono" }, (i.digest || "").slice(0, 16)))), 7, "None yet: hotspare image import");
 }
 
 let pending = null;
