@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"hotspare"
+	"hotspare/haengine"
 	"hotspare/images"
 	"hotspare/ui/api"
 	"hotspare/ui/api/client"
@@ -148,12 +149,22 @@ func testRemoteLimits(t *testing.T, c Config) {
 	}
 }
 
-// Only a root that was looked into, and has no init, is taken for one process: what
-// an earlier version imported starts as it did.
+// Only a root that was looked into, and has no init, is taken for one process; where
+// nobody looked, the service group tells: what an earlier version imported starts as
+// it did.
 func TestOnlyAnImageWithoutAnInitIsOneProcess(t *testing.T) {
-	for init, want := range map[string]bool{"": true, "systemd": false, "/bin/busybox": false, images.InitUnknown: false} {
-		if got := claimed(images.Image{Facts: images.Facts{Init: init}}).Process; got != want {
-			t.Errorf("init %q: one process %v", init, got)
+	alone := haengine.Application{Resources: []haengine.Resource{{Name: "p", Kind: haengine.ResourceProcess}}}
+	for _, c := range []struct {
+		init string
+		app  haengine.Application
+		want bool
+	}{
+		{"", haengine.Application{}, true}, {"systemd", alone, false}, {"/bin/busybox", alone, false},
+		{images.InitUnknown, haengine.Application{}, false}, {images.InitUnknown, alone, true},
+	} {
+		got, err := (&agents{}).rootOf(haengine.Claim{Way: haengine.WayColdISCSI, Spec: c.app}, images.Image{Facts: images.Facts{Init: c.init}, RootSubvolume: "@"})
+		if err != nil || got.Process != c.want || got.RootSubvolume != "@" {
+			t.Errorf("init %q: %+v, %v", c.init, got, err)
 		}
 	}
 }
