@@ -115,7 +115,7 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.facts = readFacts(a.nic, boot, a.boot.Mode)
+	a.facts = readFacts(a.nic, boot, a.boot)
 	if a.boot.Token.IsZero() {
 		return a.announce(ctx)
 	}

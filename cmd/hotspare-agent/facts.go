@@ -13,7 +13,7 @@ import (
 )
 
 // readFacts gathers what the node is.
-func readFacts(l nic.Link, boot nic.Boot, mode agentlink.BootMode) agentlink.Facts {
+func readFacts(l nic.Link, boot nic.Boot, config agentlink.BootConfig) agentlink.Facts {
 	var uts unix.Utsname
 	_ = unix.Uname(&uts)
 	node := inventory.Reader{Root: "/"}
@@ -31,10 +31,10 @@ func readFacts(l nic.Link, boot nic.Boot, mode agentlink.BootMode) agentlink.Fac
 		Arch:          runtime.GOARCH,
 		Kernel:        unix.ByteSliceToString(uts.Release[:]),
 		BootID:        readWord("/proc/sys/kernel/random/boot_id"),
-		Mode:          mode,
+		Mode:          config.Mode,
 		Kexec:         kexec.Ability(),
 		NICs:          node.NICs(l.MAC.String()),
-		Disks:         localDisks(),
+		Disks:         localDisks(siteOf(config.CA)),
 	}
 	f.Firmware, f.SecureBoot = node.Firmware()
 	return f

@@ -18,15 +18,12 @@ import (
 
 // install writes an image to a local disk.
 func (a *agent) install(ctx context.Context, o agentlink.Order) agentlink.Result {
-	if err := a.occupy("writes to a local disk"); err != nil {
+	a.comesFirst("another installation", spareEnd)
+	ctx, ended, err := a.occupyFor(ctx, "writes to a local disk", o.Epoch == 0)
+	if err != nil {
 		return failed(o, err, nil)
 	}
-	if o.Epoch == 0 {
-		var ended func()
-		ctx, ended = a.inSpareTime(ctx)
-		defer ended()
-	}
-	defer a.vacate()
+	defer ended()
 	a.forget()
 	did := &steps{a: a}
 	ctx, stop := a.whileGranted(ctx, o)
@@ -79,12 +76,17 @@ type installation struct {
 	rec  slots.Record
 	part *disk.Part
 	did  *steps
+
+	divided bool // the disk had slots, and becomes one installation
 }
 
 func (a *agent) installTo(ctx context.Context, o agentlink.Order, did *steps) (at *agentlink.Installed, err error) {
-	chosen, err := choose(localDisks(), o.Install.Disk)
+	chosen, err := choose(localDisks(a.site()), o.Install.Disk)
 	if err != nil {
 		return nil, err
+	}
+	if there := installed(chosen, *o.Install, o.App); there != nil && o.Epoch == 0 {
+		return there, nil
 	}
 	if o.Install.Layout != nil && o.Install.Slot == "" {
 		order := *o.Install
@@ -128,13 +130,11 @@ func (in *installation) prepare() error {
 	}
 	switch {
 	case want.Layout == nil:
-		if err == nil && old.Layout != nil { // the slots' record would be found first
-			if err := in.dev.Zero(0, 2<<20); err != nil {
-				return err
-			}
-		}
-		if in.rec = slots.Whole(in.dev.Size); err == nil && old.Layout == nil {
+		in.divided = err == nil && old.Layout != nil
+		if err == nil && !in.divided {
 			in.rec = old
+		} else if in.rec, err = slots.Whole(in.dev, in.dev.Size); err != nil {
+			return err
 		}
 		if len(in.rec.Copies) == 0 {
 			in.rec.Copies = []slots.Copy{{}}
@@ -143,9 +143,9 @@ func (in *installation) prepare() error {
 			in.rec.Copies[0].State = agentlink.CopyEmpty
 		}
 		in.rec.Head, in.rec.Partitions = want.Head, want.Partitions
-	case err == nil && old.Layout != nil && sameLayout(*old.Layout, *want.Layout):
+	case err == nil && old.Layout != nil && old.Table && sameLayout(*old.Layout, *want.Layout):
 		in.rec = old
-	case err == nil && old.Layout != nil && want.Consent != agentlink.ConsentOverwrite:
+	case err == nil && old.Layout != nil && old.Table && want.Consent != agentlink.ConsentOverwrite:
 		return &hotspare.Error{
 			Code: hotspare.CodeDiskChoice, What: "the local disk is divided in another way", Where: in.dev.Path,
 			Why: fmt.Sprintf("it has %d slots of %d bytes", len(old.Layout.Slots), old.Layout.SlotBytes), Fix: "ask for that layout, or give consent to overwrite the disk",
@@ -181,8 +181,17 @@ func (in *installation) prepare() error {
 		Slot: want.Slot, State: agentlink.CopyWriting, App: in.o.App, Epoch: in.o.Epoch, Image: want.Image, Kernel: want.Kernel,
 		Digest: want.Source.Digest, Bytes: want.Source.Bytes,
 	}}
-	if err := in.rec.Write(in.dev); err != nil || in.rec.Head == 0 {
+	in.rec.Site = in.a.site()
+	if err := in.rec.Write(in.dev); err != nil {
 		return err
+	}
+	if in.divided { // the slots' record would be found first
+		if err := in.dev.Zero(0, 2<<20); err != nil {
+			return err
+		}
+	}
+	if in.rec.Head == 0 {
+		return in.dev.Sync()
 	}
 	// From here on nothing on the disk can be started by a firmware.
 	return errors.Join(in.dev.Zero(at, in.rec.Head), in.dev.Sync())

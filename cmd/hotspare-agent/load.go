@@ -239,7 +239,11 @@ func (a *agent) takeOn(o agentlink.Order) (*load, error) {
 // claim starts the application. When it fails, nothing of it is left online; if
 // that cannot be made sure of, the node resets itself.
 func (a *agent) claim(ctx context.Context, o agentlink.Order) agentlink.Result {
-	a.comesFirst("a claim for " + o.App)
+	wait := time.Duration(0)
+	if root := o.Claim.Image.Root; root == agentlink.RootInSlot || root == agentlink.RootOnDisk {
+		wait = spareEnd
+	}
+	a.comesFirst("a claim for "+o.App, wait)
 	l, err := a.takeOn(o)
 	if err != nil {
 		return failed(o, err, nil)

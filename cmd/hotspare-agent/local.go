@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,7 +18,8 @@ import (
 
 // localDisks gives the node's disks with what they hold. A disk that does not
 // open, because it fails or is in use, is told of with the reason.
-func localDisks() []agentlink.Disk {
+// Copies of another appliance's are foreign data.
+func localDisks(site string) []agentlink.Disk {
 	all := inventory.Reader{Root: "/"}.Disks()
 	for i := range all {
 		d := &all[i]
@@ -25,7 +28,7 @@ func localDisks() []agentlink.Disk {
 			d.Holds = "unreadable: " + err.Error()
 			continue
 		}
-		d.Holds, d.Copies = holds(dev)
+		d.Holds, d.Copies = holds(dev, site)
 		_ = dev.Close()
 	}
 	return all
@@ -38,8 +41,10 @@ const (
 	holdsInstall = "hotspare install"
 )
 
-func holds(dev *disk.Local) (string, []agentlink.Copy) {
+func holds(dev *disk.Local, site string) (string, []agentlink.Copy) {
 	switch r, err := slots.Read(dev, dev.Size); {
+	case err == nil && r.Site != site:
+		return "copies of another appliance", nil
 	case err == nil && r.Layout != nil:
 		return holdsSlots, r.Public()
 	case err == nil:
@@ -114,11 +119,36 @@ func mayWrite(d agentlink.Disk, o agentlink.Install, app string) error {
 	return nil
 }
 
+// site names this node's appliance on disks: by its CA.
+func (a *agent) site() string { return siteOf(a.boot.CA) }
+
+func siteOf(ca string) string {
+	sum := sha256.Sum256([]byte(ca))
+	return hex.EncodeToString(sum[:8])
+}
+
+// installed gives where the contents of an installation are already, or nil.
+func installed(d agentlink.Disk, o agentlink.Install, app string) *agentlink.Installed {
+	for _, c := range d.Copies {
+		if c.App == app && c.State == agentlink.CopyReady && c.Digest == o.Source.Digest && (o.Layout != nil) == (c.Slot != "") && (o.Slot == "" || o.Slot == c.Slot) {
+			return &agentlink.Installed{Disk: d.ID, Slot: c.Slot}
+		}
+	}
+	return nil
+}
+
 // freeSlot chooses the slot of an installation that names none: one where it was
 // begun before, else an empty one, one that nothing starts any more, or the
 // application's own that is not the last. Another application's is never taken.
 func freeSlot(d agentlink.Disk, o agentlink.Install, app string) (string, error) {
-	if d.Holds != holdsSlots {
+	names := func(yield func(string) bool) {
+		for _, c := range d.Copies {
+			if !yield(c.Slot) {
+				return
+			}
+		}
+	}
+	if d.Holds != holdsSlots || !slices.Equal(slices.Collect(names), o.Layout.Slots) { // it is divided first
 		return o.Layout.Slots[0], nil
 	}
 	best, rank := "", 0
@@ -193,7 +223,7 @@ func (a *agent) wipe(ctx context.Context, o agentlink.Order) agentlink.Result {
 	}
 	a.forget()
 	did := &steps{a: a}
-	all := localDisks()
+	all := localDisks(a.site())
 	if o.Wipe.Disk != (agentlink.DiskSelector{}) {
 		d, err := choose(all, o.Wipe.Disk)
 		if err != nil {

@@ -97,11 +97,38 @@ func TestWhichSlotIsFree(t *testing.T) {
 		{"its own only one", []agentlink.Copy{ready("A", "web", "v1", true), ready("B", "orders", "x", false)}, "A"},
 		{"none", []agentlink.Copy{ready("A", "orders", "v1", true), state("B", "shop", agentlink.CopyStarted)}, ""},
 	} {
+		var names []string
+		for _, x := range c.copies {
+			names = append(names, x.Slot)
+		}
 		got, err := freeSlot(agentlink.Disk{Holds: holdsSlots, Copies: c.copies}, agentlink.Install{
-			Layout: &agentlink.SlotLayout{Slots: []string{"A", "B", "C"}}, Source: agentlink.Source{Digest: "new"},
+			Layout: &agentlink.SlotLayout{Slots: names}, Source: agentlink.Source{Digest: "new"},
 		}, "web")
 		if got != c.want || (err == nil) != (c.want != "") || err != nil && hotspare.CodeOf(err) != hotspare.CodeDiskChoice {
 			t.Errorf("%s: %q, %v", c.name, got, err)
+		}
+	}
+}
+
+// What was installed for later is not installed again.
+func TestWhatIsThereIsNotInstalledAgain(t *testing.T) {
+	d := agentlink.Disk{ID: "wwn-1", Copies: []agentlink.Copy{
+		{Slot: "A", App: "web", Digest: "d", State: agentlink.CopyFailed}, {Slot: "B", App: "web", Digest: "d", State: agentlink.CopyReady},
+		{Slot: "C", App: "orders", Digest: "e", State: agentlink.CopyReady},
+	}}
+	o := agentlink.Install{Layout: &agentlink.SlotLayout{}, Source: agentlink.Source{Digest: "d"}}
+	if got := installed(d, o, "web"); got == nil || *got != (agentlink.Installed{Disk: "wwn-1", Slot: "B"}) {
+		t.Errorf("%+v", got)
+	}
+	for name, change := range map[string]func(*agentlink.Install) string{
+		"another application": func(*agentlink.Install) string { return "orders" },
+		"another image":       func(o *agentlink.Install) string { o.Source.Digest = "f"; return "web" },
+		"a whole disk":        func(o *agentlink.Install) string { o.Layout = nil; return "web" },
+		"another slot":        func(o *agentlink.Install) string { o.Slot = "A"; return "web" },
+	} {
+		x := o
+		if app := change(&x); installed(d, x, app) != nil {
+			t.Errorf("%s is taken for it", name)
 		}
 	}
 }

@@ -88,6 +88,10 @@ func (a *agent) noteRefusal(err error) {
 func (a *agent) occupy(what string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	return a.occupyLocked(what)
+}
+
+func (a *agent) occupyLocked(what string) error {
 	why := ""
 	switch {
 	case a.load != nil:
@@ -114,26 +118,39 @@ type spareTime struct {
 	ended chan struct{}
 }
 
-// inSpareTime has an order give way. ended is to be called when the node is free of
-// it.
-func (a *agent) inSpareTime(ctx context.Context) (_ context.Context, ended func()) {
-	ctx, stop := context.WithCancelCause(ctx)
-	s := &spareTime{stop: stop, ended: make(chan struct{})}
+// spareEnd is how long an order waits for the end of what was done in spare time: a
+// disk that hangs must not hold a claim up for ever.
+const spareEnd = 15 * time.Second
+
+// occupyFor is occupy for an order that may be one of spare time, which gives way to
+// whatever comes. ended is to be called when the node is free of it.
+func (a *agent) occupyFor(ctx context.Context, what string, spare bool) (_ context.Context, ended func(), err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.occupyLocked(what); err != nil {
+		return ctx, nil, err
+	}
+	if !spare {
+		return ctx, a.vacate, nil
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	s := &spareTime{stop: stop, ended: make(chan struct{})}
 	a.spare = s
 	return ctx, func() {
 		stop(nil)
 		a.mu.Lock()
-		a.spare = nil
-		a.mu.Unlock()
+		defer a.mu.Unlock()
+		if a.spare == s { // nobody has gone on without its end
+			a.spare, a.busy = nil, ""
+		}
 		close(s.ended)
-	}
+	}, nil
 }
 
 // comesFirst ends what is done in spare time, and waits for its end: what was
-// written is noted, so it goes on from there another time.
-func (a *agent) comesFirst(what string) {
+// written is noted, so it goes on from there another time. Who needs none of the
+// node's disks does not wait: 0.
+func (a *agent) comesFirst(what string, wait time.Duration) {
 	a.mu.Lock()
 	s := a.spare
 	a.mu.Unlock()
@@ -143,7 +160,20 @@ func (a *agent) comesFirst(what string) {
 	s.stop(&hotspare.Error{
 		Code: hotspare.CodeUnavailable, What: "the order was given up", Where: a.boot.Node, Why: what + " came first", Fix: "nothing: it is ordered again, and goes on where it ended",
 	})
-	<-s.ended
+	if wait > 0 {
+		select {
+		case <-s.ended:
+			return
+		case <-time.After(wait):
+			a.out.say("what was done in spare time does not end: a local disk hangs")
+			return // the node stays occupied
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.spare == s {
+		a.spare, a.busy = nil, ""
+	}
 }
 
 // steps notes what is done for an order that carries no application.
@@ -206,7 +236,7 @@ func (a *agent) kexec(ctx context.Context, o agentlink.Order) agentlink.Result {
 			Fix: "start the application by a cold boot",
 		}, nil)
 	}
-	a.comesFirst("another kernel")
+	a.comesFirst("another kernel", spareEnd)
 	if err := a.occupy("is about to execute another kernel"); err != nil {
 		return failed(o, err, nil)
 	}

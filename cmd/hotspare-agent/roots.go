@@ -129,7 +129,7 @@ func plainArchive(f *os.File, size int64, head []byte) (io.ReaderAt, error) {
 // and each grant gets a fresh root, as on a volume.
 func (a *agent) rootOnDisk(ctx context.Context, l *load, fstype string) (err error) {
 	want := l.claim.Image.Local
-	chosen, err := choose(localDisks(), want.Disk)
+	chosen, err := choose(localDisks(a.site()), want.Disk)
 	if err != nil {
 		return err
 	}

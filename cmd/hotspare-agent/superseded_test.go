@@ -121,30 +121,41 @@ func TestWhatExcludesAClaim(t *testing.T) {
 	}
 }
 
-// A claim does not wait for an installation that nobody waits for: it ends that, and
-// only then finds the node free.
+// A claim does not wait for an installation that nobody waits for: it ends that. One
+// that starts from the disk finds the node free only after its end; another one goes
+// on at once, also when the disk hangs.
 func TestAClaimEndsWhatIsDoneInSpareTime(t *testing.T) {
-	a := unlinked(t)
-	a.comesFirst("a claim") // nothing is under way
-	begun, ended := make(chan struct{}), make(chan error, 1)
-	go func() {
-		if err := a.occupy("writes to a local disk"); err != nil {
-			ended <- err
-			return
-		}
-		ctx, free := a.inSpareTime(t.Context())
-		defer free()
-		defer a.vacate()
-		close(begun)
-		<-ctx.Done()
-		ended <- context.Cause(ctx)
-	}()
-	<-begun
-	a.comesFirst("a claim for orders")
-	if err := a.occupy("is claimed"); err != nil {
-		t.Errorf("the node is not free: %v", err)
-	}
-	if err := <-ended; hotspare.CodeOf(err) != hotspare.CodeUnavailable || !strings.Contains(err.Error(), "a claim for orders came first") {
-		t.Errorf("ended by %v", err)
+	for _, wait := range []time.Duration{spareEnd, 0} {
+		synctest.Test(t, func(t *testing.T) {
+			a := unlinked(t)
+			a.comesFirst("a claim", wait) // nothing is under way
+			hangs := make(chan struct{})
+			ctx, free, err := a.occupyFor(t.Context(), "writes to a local disk", true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := a.occupyFor(t.Context(), "writes to a local disk", true); hotspare.CodeOf(err) != hotspare.CodeConflict {
+				t.Errorf("two at once: %v", err)
+			}
+			go func() {
+				<-ctx.Done()
+				if wait == 0 {
+					<-hangs
+				}
+				free()
+			}()
+			a.comesFirst("a claim for orders", wait)
+			if err := a.occupy("is claimed"); err != nil {
+				t.Errorf("the node is not free: %v", err)
+			}
+			close(hangs)
+			synctest.Wait()
+			if a.busy != "is claimed" {
+				t.Error("the end of what was given up freed the node of what came after it")
+			}
+			if err := context.Cause(ctx); hotspare.CodeOf(err) != hotspare.CodeUnavailable || !strings.Contains(err.Error(), "a claim for orders came first") {
+				t.Errorf("ended by %v", err)
+			}
+		})
 	}
 }

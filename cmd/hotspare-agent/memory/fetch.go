@@ -20,14 +20,15 @@ import (
 	"hotspare/haengine/agentlink"
 )
 
-// How an artefact is asked for again when the connection breaks.
+// An artefact is asked for again while the connection breaks, as long as an appliance
+// takes to start anew, counted from the last byte that came.
 const (
-	maxTries   = 8
-	retryPause = 250 * time.Millisecond
+	fetchPatience = time.Minute
+	retryPause    = 250 * time.Millisecond
 )
 
 // fetch gives an artefact as a read-only file in memory.
-func fetch(ctx context.Context, client *http.Client, a agentlink.Artefact) (*os.File, error) {
+func (s *Store) fetch(ctx context.Context, a agentlink.Artefact) (*os.File, error) {
 	fd, err := unix.MemfdCreate("hotspare-artefact", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("memory for an artefact: %w", err)
@@ -36,14 +37,16 @@ func fetch(ctx context.Context, client *http.Client, a agentlink.Artefact) (*os.
 	defer w.Close()
 	sum := sha256.New()
 	var at int64
-	for try := 1; at < a.Bytes; try++ {
-		n, err := part(ctx, client, a, at, io.MultiWriter(w, sum))
-		at += n
+	for last := time.Now(); at < a.Bytes; {
+		n, err := part(ctx, s.client, a, at, io.MultiWriter(w, sum))
+		if at += n; n > 0 {
+			last = time.Now()
+		}
 		if err == nil {
 			continue
 		}
 		var refused *statusError
-		if ctx.Err() != nil || errors.As(err, &refused) || try >= maxTries {
+		if ctx.Err() != nil || errors.As(err, &refused) || time.Since(last) > s.patience {
 			return nil, broken(a, fmt.Sprintf("after %d of %d bytes", at, a.Bytes), err)
 		}
 		select {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"time"
 
 	"hotspare"
 	"hotspare/haengine/agentlink"
@@ -16,6 +17,8 @@ import (
 type Store struct {
 	client *http.Client
 	limit  func() int64 // bytes that the store may hold in all, asked when something is fetched
+
+	patience time.Duration // for an artefact of which nothing comes
 
 	mu   sync.Mutex
 	have map[string]*blob
@@ -31,7 +34,7 @@ type blob struct {
 
 // NewStore makes an empty store. limit gives how much it may hold.
 func NewStore(client *http.Client, limit func() int64) *Store {
-	return &Store{client: client, limit: limit, have: map[string]*blob{}}
+	return &Store{client: client, limit: limit, patience: fetchPatience, have: map[string]*blob{}}
 }
 
 // Get gives an artefact, from memory or by HTTP. The file is the store's: it is
@@ -44,7 +47,7 @@ func (s *Store) Get(ctx context.Context, a agentlink.Artefact) (*os.File, error)
 			return nil, err
 		}
 		if mine {
-			file, err := fetch(ctx, s.client, a)
+			file, err := s.fetch(ctx, a)
 			s.settle(a, b, file, err)
 			return file, err
 		}

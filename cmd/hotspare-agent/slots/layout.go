@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"unicode/utf16"
 
 	"hotspare/haengine/agentlink"
@@ -51,8 +52,17 @@ func slotAt(l agentlink.SlotLayout, i int) int64 { return slotsAt + int64(i)*l.S
 // Needs gives the size that a disk must have for a layout.
 func Needs(l agentlink.SlotLayout) int64 { return slotAt(l, len(l.Slots)) + mib }
 
-// Whole gives the record of a disk that becomes one installation.
-func Whole(size int64) Record { return Record{at: size - recordArea} }
+// Whole gives the record of a disk that becomes one installation. It follows what
+// may stand in its place from before.
+func Whole(dev io.ReaderAt, size int64) (Record, error) {
+	r := Record{at: size - recordArea}
+	old, err := readAt(dev, r.at)
+	if err != nil && !errors.Is(err, ErrNone) {
+		return r, err
+	}
+	r.seq = old.seq
+	return r, nil
+}
 
 // Divide writes a partition table with empty slots to a disk of size bytes with
 // logical sectors of sector bytes, and the record behind it. What was on the disk
@@ -80,7 +90,12 @@ func Divide(dev Device, size, sector int64, l agentlink.SlotLayout) (Record, err
 	if err != nil {
 		return Record{}, err
 	}
-	return r, errors.Join(t.write(dev), dev.Sync())
+	if err := errors.Join(t.write(dev), dev.Sync()); err != nil {
+		return Record{}, err
+	}
+	// Until here a cut of power leaves the table of before.
+	r.Table = true
+	return r, r.Write(dev)
 }
 
 // table is a GPT.

@@ -37,6 +37,8 @@ type Record struct {
 	Version int                   `json:"version"`
 	Layout  *agentlink.SlotLayout `json:"layout,omitempty"` // nil: the disk is one installation
 	Copies  []Copy                `json:"copies"`
+	Site    string                `json:"site,omitempty"`  // of the appliance that wrote it: another one's copies are not ours
+	Table   bool                  `json:"table,omitempty"` // the partition table of the layout is there
 
 	// Of a disk that is one installation: the first Head bytes of the contents are
 	// in the record's area and zeros on the disk, and this was in their table.
@@ -165,10 +167,16 @@ func (r *Record) Find(slot string) *Copy {
 	return nil
 }
 
-// Activate makes one copy the one that is to be started.
+// Activate makes one copy the one of its application that is to be started.
 func (r *Record) Activate(slot string) {
+	chosen := r.Find(slot)
+	if chosen == nil {
+		return
+	}
 	for i := range r.Copies {
-		r.Copies[i].Active = r.Copies[i].Slot == slot
+		if c := &r.Copies[i]; c.App == chosen.App {
+			c.Active = c.Slot == slot
+		}
 	}
 }
 

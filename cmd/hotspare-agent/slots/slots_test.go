@@ -108,7 +108,10 @@ func TestAWholeDiskHasItsRecordAtItsEnd(t *testing.T) {
 	if _, err := Read(f, size); !errors.Is(err, ErrNone) {
 		t.Fatalf("a blank disk: %v", err)
 	}
-	r := Whole(size)
+	r, err := Whole(f, size)
+	if err != nil {
+		t.Fatal(err)
+	}
 	r.Copies = []Copy{{Copy: agentlink.Copy{App: "orders", State: agentlink.CopyWriting}, Written: 5}}
 	if err := r.Write(f); err != nil {
 		t.Fatal(err)
@@ -159,7 +162,10 @@ func TestImpossibleLayoutsAreRefused(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(recordMagic))
 	disk := &buffer{b: make([]byte, 4<<20)}
-	r := Whole(int64(len(disk.b)))
+	r, err := Whole(disk, int64(len(disk.b)))
+	if err != nil {
+		f.Fatal(err)
+	}
 	r.Copies = []Copy{{Copy: agentlink.Copy{Slot: "", App: "orders"}}}
 	if err := r.Write(disk); err != nil {
 		f.Fatal(err)
@@ -179,3 +185,75 @@ type buffer struct{ b []byte }
 func (d *buffer) ReadAt(b []byte, at int64) (int, error)  { return copy(b, d.b[at:]), nil }
 func (d *buffer) WriteAt(b []byte, at int64) (int, error) { return copy(d.b[at:], b), nil }
 func (d *buffer) Sync() error                             { return nil }
+
+// A disk that was one installation, was divided, and becomes one installation again:
+// the newest record counts, whatever older ones stand on it.
+func TestADiskThatIsDividedAndIsNot(t *testing.T) {
+	const size = 64 << 20
+	f := newDisk(t, size)
+	whole := func(app string) {
+		t.Helper()
+		r, err := Whole(f, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Copies = []Copy{{Copy: agentlink.Copy{App: app, State: agentlink.CopyReady}}}
+		if err := r.Write(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		whole("orders")
+	}
+	r, err := Divide(f, size, 512, abc)
+	if err != nil || !r.Table {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if got, err := Read(f, size); err != nil || got.Layout == nil || !got.Table {
+		t.Fatalf("after it was divided: %+v, %v", got, err)
+	}
+	whole("web")
+	if _, err := f.WriteAt(make([]byte, 2<<20), 0); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Read(f, size); err != nil || got.Layout != nil || got.Find("").App != "web" {
+		t.Fatalf("as one installation again: %+v, %v", got, err)
+	}
+}
+
+// A division that is cut between record and table is told from one that is whole.
+func TestADivisionThatIsCut(t *testing.T) {
+	const size = 64 << 20
+	d := &cutDisk{buffer: buffer{make([]byte, size)}}
+	for d.left = 0; ; d.left++ {
+		clear(d.b)
+		d.writes = 0
+		_, err := Divide(d, size, 512, abc)
+		got, rerr := Read(d, size)
+		if err == nil {
+			if rerr != nil || !got.Table {
+				t.Fatalf("whole: %+v, %v", got, rerr)
+			}
+			break
+		}
+		if rerr == nil && got.Table {
+			t.Fatalf("cut after %d writes, and it looks whole", d.left)
+		}
+	}
+	if d.left < 4 {
+		t.Errorf("it was cut in %d places only", d.left)
+	}
+}
+
+// cutDisk takes so many writes.
+type cutDisk struct {
+	buffer
+	left, writes int
+}
+
+func (d *cutDisk) WriteAt(b []byte, at int64) (int, error) {
+	if d.writes++; d.writes > d.left {
+		return 0, errors.New("cut")
+	}
+	return d.buffer.WriteAt(b, at)
+}

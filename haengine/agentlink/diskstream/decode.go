@@ -167,7 +167,7 @@ func (d *decoder) write(ctx context.Context, j job, buf []byte) error {
 }
 
 // zeroStep bounds what is zeroed at once, so that the end of ctx is seen.
-const zeroStep = 256 * ChunkSize
+const zeroStep = 32 * ChunkSize
 
 func (d *decoder) zero(ctx context.Context, at, length int64) error {
 	for length > 0 {
