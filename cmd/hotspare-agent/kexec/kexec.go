@@ -59,9 +59,6 @@ func chosen(text string) string {
 
 // Load gives the kernel another one, which Execute starts.
 func Load(kernel, initrd *os.File, cmdline string) error {
-	if loadSegments(kernel, initrd, cmdline) == nil {
-		return nil
-	}
 	err := load(int(kernel.Fd()), int(initrd.Fd()), cmdline, 0)
 	if err == nil {
 		return nil
