@@ -225,7 +225,9 @@ func TestAFullDiskTakesNoInstallation(t *testing.T) {
 	} {
 		b := newBench(t, 2)
 		b.event(image(nil))
-		b.up(app(func(a *haengine.Application) { a.Policy.Ways = []haengine.Way{haengine.WayColdISCSI, haengine.WayInstall} }))
+		b.up(app(func(a *haengine.Application) {
+			a.Policy.Ways = []haengine.Way{haengine.WayColdISCSI, haengine.WayInstall}
+		}))
 		b.event(haengine.NodeApplied{Node: node("n2", func(n *haengine.Node) { n.MACs = b.s.Durable.Nodes["n2"].Spec.MACs; n.Disk = &c.disk })})
 		b.event(standby(1))
 		b.pass(10*time.Second, b.good)

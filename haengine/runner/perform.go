@@ -70,13 +70,17 @@ func (r *Runner) perform(ctx context.Context, a haengine.Action) haengine.Event 
 	return failure(id, err, done.Power)
 }
 
-// failure tells a try that failed. A deadline or a cancelled context is
-// transient: nothing is known about the effect.
-func failure(id haengine.ActionID, err error, power *haengine.PowerEvidence) haengine.Failed {
+// IsTransient says whether the same try may work in a moment. A deadline or a
+// cancelled context is transient: nothing is known about the effect.
+func IsTransient(err error) bool {
 	var t Transient
-	transient := errors.As(err, &t) && t.Transient() || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+	return errors.As(err, &t) && t.Transient() || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+// failure tells a try that failed.
+func failure(id haengine.ActionID, err error, power *haengine.PowerEvidence) haengine.Failed {
 	if power != nil && len(power.Reads) == 0 {
 		power = nil
 	}
-	return haengine.Failed{ID: id, Code: hotspare.CodeOf(err), Why: err.Error(), Transient: transient, Power: power}
+	return haengine.Failed{ID: id, Code: hotspare.CodeOf(err), Why: err.Error(), Transient: IsTransient(err), Power: power}
 }

@@ -31,7 +31,10 @@ func TestTheRootIsTheSubvolumeThatIsNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { command(t, "losetup", "-d", device) })
+	t.Cleanup(func() { // the kernel gives the device to others as it is
+		command(t, "blockdev", "--setrw", device)
+		command(t, "losetup", "-d", device)
+	})
 	dir := t.TempDir()
 	inside := func(mount func() error, do func()) {
 		t.Helper()

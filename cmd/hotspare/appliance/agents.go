@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -54,7 +55,7 @@ func (a *agents) Claim(ctx context.Context, c haengine.Claim) error {
 	if err != nil {
 		return err
 	}
-	root, err := a.rootOf(c, img)
+	root, err := a.rootOf(ctx, c, img)
 	if err != nil {
 		return err
 	}
@@ -66,13 +67,17 @@ func (a *agents) Claim(ctx context.Context, c haengine.Claim) error {
 	if c.Lease > 0 { // what evidence counts on
 		policy.Lease = c.Lease
 	}
-	return a.send(ctx, c.Order, c.BootID, agentlink.Order{Claim: &agentlink.Claim{
+	err = a.send(ctx, c.Order, c.BootID, agentlink.Order{Claim: &agentlink.Claim{
 		Application: c.Spec,
 		Image:       root,
 		Volumes:     logins,
 		Seed:        seed,
 		Lease:       agentlink.LeasePolicy{Lease: policy.Lease, DropBound: policy.DropBound},
 	}})
+	if root.RAM != nil && !runner.IsTransient(err) { // the node has its root, or goes without
+		err = errors.Join(err, a.attempts.endRoot(c.Node))
+	}
+	return err
 }
 
 // image gives the image that the node was booted with: a version imported since
@@ -92,7 +97,7 @@ func (a *agents) image(c haengine.Claim) (images.Image, error) {
 
 // rootOf says what the root of a claim is: a volume, a copy on a local disk, or an
 // archive that the node reads into its memory.
-func (a *agents) rootOf(c haengine.Claim, img images.Image) (agentlink.Image, error) {
+func (a *agents) rootOf(ctx context.Context, c haengine.Claim, img images.Image) (agentlink.Image, error) {
 	out := claimed(img)
 	if out.Process = img.Facts.Init == ""; img.Facts.Init == images.InitUnknown {
 		out.Process = runsAlone(c.Spec)
@@ -108,7 +113,7 @@ func (a *agents) rootOf(c haengine.Claim, img images.Image) (agentlink.Image, er
 		if !ok {
 			return out, noNode(c.Node)
 		}
-		x, err := a.attempts.load(n.Spec, img.Ref())
+		x, err := a.attempts.streams(forRoot, n.Spec, img.Ref()) // the claim outlives this process, and so does its token
 		if err != nil {
 			return out, err
 		}
@@ -117,11 +122,16 @@ func (a *agents) rootOf(c haengine.Claim, img images.Image) (agentlink.Image, er
 	case c.Copy == nil || c.Copy.Disk == "":
 		return out, &hotspare.Error{Code: hotspare.CodeDiskChoice, What: "the claim names no copy on a local disk", Where: c.Node, Fix: "nothing: it is started in another way"}
 	default:
+		// What the copy has to be is the appliance's word, not the disk's.
+		src, err := a.boots.disks.source(ctx, img)
+		if err != nil {
+			return out, err
+		}
 		out.Root = agentlink.RootOnDisk
 		if c.Copy.Slot != "" {
 			out.Root = agentlink.RootInSlot
 		}
-		out.Local = &agentlink.Local{Disk: agentlink.DiskSelector{ID: c.Copy.Disk}, Slot: c.Copy.Slot, Digest: c.Copy.Digest}
+		out.Local = &agentlink.Local{Disk: agentlink.DiskSelector{ID: c.Copy.Disk}, Slot: c.Copy.Slot, Digest: src.digest}
 	}
 	return out, nil
 }

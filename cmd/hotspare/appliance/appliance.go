@@ -217,7 +217,7 @@ func (a *Appliance) openEngine(ctx context.Context) error {
 	a.boots.inventory = a.inventory
 	a.parts.run("inventory", a.inventory.keep)
 	if a.boots.disks, err = openDiskStreams(&diskStreams{
-		store: a.store, token: a.attempts.byToken, find: a.images.Resolve, tell: a.recorder.Record, log: a.log.With("part", "disks"),
+		store: a.store, token: a.attempts.byToken, find: a.images.Resolve, approved: a.boots.approved, tell: a.recorder.Record, log: a.log.With("part", "disks"),
 		path: filepath.Join(a.cfg.State, "disk-digests.json"),
 	}); err != nil {
 		return err

@@ -53,6 +53,7 @@ const (
 	forStandby attemptMode = "standby" // it waits for a claim
 	forPreload attemptMode = "preload" // no boot: a parked node reads kernel and initramfs
 	forInstall attemptMode = "install" // no boot: a node reads the contents of a disk
+	forRoot    attemptMode = "root"    // no boot: a node reads a root that runs from memory
 )
 
 // purpose says what a boot is for, for people.
@@ -64,6 +65,8 @@ func (x attempt) purpose() string {
 		return "it keeps " + x.Image + " ready"
 	case forInstall:
 		return "it installs " + x.Image + " on its disk"
+	case forRoot:
+		return "it runs " + x.Image + " from memory"
 	}
 	return fmt.Sprintf("it becomes %s under epoch %d (%s)", x.App, x.Epoch, x.Way)
 }
@@ -131,7 +134,7 @@ func (a *attempts) save() error {
 		f.Attempts = append(f.Attempts, x)
 	}
 	for _, x := range a.loads {
-		if x.Mode == forInstall {
+		if x.Mode != forPreload {
 			f.Installs = append(f.Installs, x)
 		}
 	}
@@ -222,15 +225,16 @@ func (a *attempts) load(n haengine.Node, image string) (attempt, error) {
 	return x, nil
 }
 
-// streams gives a token with which a node may read the contents of an image's disk,
-// and nothing else, until streamed or until another image is to be installed on it.
-// It is durable: an installation outlives the appliance's process.
-func (a *attempts) streams(n haengine.Node, image string) (attempt, error) {
+// streams gives a token with which a node may read the contents of an image's disk, or
+// a root that runs from memory, and nothing else, until streamed or until it is about
+// another image. It is durable: an installation and a claim outlive the appliance's
+// process.
+func (a *attempts) streams(mode attemptMode, n haengine.Node, image string) (attempt, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for token, x := range a.loads {
 		switch {
-		case x.Mode != forInstall || x.Node != n.Name:
+		case x.Mode != mode || x.Node != n.Name:
 		case x.Image == image:
 			return x, nil
 		default:
@@ -241,7 +245,7 @@ func (a *attempts) streams(n haengine.Node, image string) (attempt, error) {
 	if err != nil {
 		return x, err
 	}
-	x.Mode = forInstall
+	x.Mode = mode
 	return x, a.change(func() { a.loads[x.BootToken] = x })
 }
 
@@ -250,6 +254,15 @@ func (a *attempts) streamed(token string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.change(func() { delete(a.loads, token) })
+}
+
+// endRoot ends the token of a root that runs from memory.
+func (a *attempts) endRoot(node string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.change(func() {
+		maps.DeleteFunc(a.loads, func(_ string, x attempt) bool { return x.Mode == forRoot && x.Node == node })
+	})
 }
 
 // keep makes x the node's attempt, durably; the caller holds mu.

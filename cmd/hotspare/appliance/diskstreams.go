@@ -44,7 +44,10 @@ type diskStreams struct {
 	log   *slog.Logger
 	path  string // of the record of digests
 
+	approved func(node string) bool
+
 	turns   chan struct{}
+	making  sync.Mutex // a digest: one volume is read at a time
 	mu      sync.Mutex
 	digests map[string]string // by volume: golden volumes never change
 }
@@ -98,23 +101,48 @@ func (d *diskStreams) source(ctx context.Context, img images.Image) (diskSource,
 			s.partitions = append(s.partitions, agentlink.Partition{Number: p.Number, Offset: p.Offset, Bytes: p.Bytes})
 		}
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if s.digest = d.digests[img.Volume]; s.digest != "" {
+	if s.digest = d.known(img.Volume); s.digest != "" {
+		return s, nil
+	}
+	d.making.Lock()
+	defer d.making.Unlock()
+	if s.digest = d.known(img.Volume); s.digest != "" {
 		return s, nil
 	}
 	if s.digest, err = diskstream.Digest(ctx, dev, img.SizeBytes, nil); err != nil {
 		return s, fmt.Errorf("digest of %s: %w", img.Ref(), err)
 	}
-	d.digests[img.Volume] = s.digest
+	return s, d.keep(img.Volume, s.digest)
+}
+
+// known gives the digest of a volume if it was made before.
+func (d *diskStreams) known(volume string) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.digests[volume]
+}
+
+func (d *diskStreams) keep(volume, digest string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.digests[volume] = digest
 	b, err := json.Marshal(digestsFile{Version: digestsVersion, Digests: d.digests})
 	if err == nil {
 		err = writeFile(d.path, b, 0o600)
 	}
 	if err != nil {
-		return s, fmt.Errorf("digests of disks: %w", err)
+		return fmt.Errorf("digests of disks: %w", err)
 	}
-	return s, nil
+	return nil
+}
+
+// diskDigest gives the digest of an image's disk, "" when it is not known.
+func (b *boots) diskDigest(image string) string {
+	img, err := b.images.Resolve(image)
+	if err != nil || img.Volume == "" {
+		return ""
+	}
+	return b.disks.known(img.Volume)
 }
 
 // before has the streams answered before other boot paths.
@@ -135,7 +163,7 @@ func (d *diskStreams) serve(w http.ResponseWriter, r *http.Request, token string
 	}
 	x, ok := d.token(token)
 	switch {
-	case !ok || x.Mode != forInstall:
+	case !ok || x.Mode != forInstall || !d.approved(x.Node):
 		refuse(http.StatusForbidden, "this token opens no disk")
 		return
 	case r.Method != http.MethodGet:

@@ -162,7 +162,7 @@ func TestOnlyAnImageWithoutAnInitIsOneProcess(t *testing.T) {
 		{"", haengine.Application{}, true}, {"systemd", alone, false}, {"/bin/busybox", alone, false},
 		{images.InitUnknown, haengine.Application{}, false}, {images.InitUnknown, alone, true},
 	} {
-		got, err := (&agents{}).rootOf(haengine.Claim{Way: haengine.WayColdISCSI, Spec: c.app}, images.Image{Facts: images.Facts{Init: c.init}, RootSubvolume: "@"})
+		got, err := (&agents{}).rootOf(t.Context(), haengine.Claim{Way: haengine.WayColdISCSI, Spec: c.app}, images.Image{Facts: images.Facts{Init: c.init}, RootSubvolume: "@"})
 		if err != nil || got.Process != c.want || got.RootSubvolume != "@" {
 			t.Errorf("init %q: %+v, %v", c.init, got, err)
 		}

@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"hotspare/boot"
 	"hotspare/haengine"
 	"hotspare/haengine/agentlink"
+	"hotspare/haengine/runner"
 	"hotspare/images"
 )
 
@@ -38,8 +40,8 @@ func (p preparer) Install(ctx context.Context, i haengine.Install) (haengine.Loc
 	if err != nil {
 		return haengine.LocalCopy{}, err
 	}
-	b.networkFirst(ctx, n)
-	x, err := b.attempts.streams(n.Spec, img.Ref())
+	b.networkFirst(ctx, n, n.Turn)
+	x, err := b.attempts.streams(forInstall, n.Spec, img.Ref())
 	if err != nil {
 		return haengine.LocalCopy{}, err
 	}
@@ -47,10 +49,10 @@ func (p preparer) Install(ctx context.Context, i haengine.Install) (haengine.Loc
 	order := installOrder(*n.Spec.Disk, img, src)
 	order.Source.URL = at.String()
 	res, err := b.ask(ctx, i.Order, i.BootID, agentlink.Order{Install: &order})
-	if err != nil {
-		return haengine.LocalCopy{}, err
+	if !runner.IsTransient(err) { // nil too: it has ended, so nobody may read the image any more
+		err = errors.Join(err, b.attempts.streamed(x.BootToken))
 	}
-	if err := b.attempts.streamed(x.BootToken); err != nil {
+	if err != nil {
 		return haengine.LocalCopy{}, err
 	}
 	if res.Installed == nil {
@@ -174,16 +176,21 @@ func diskFacts(d *haengine.LocalDisk, found []agentlink.Disk) (ok bool, why stri
 }
 
 // copiesOf gives the copies of applications that an agent found on its node's disks.
-func copiesOf(disks []agentlink.Disk) []haengine.LocalCopy {
+// One whose digest is known not to be its image's is none that may be started.
+func copiesOf(disks []agentlink.Disk, digest func(image string) string) []haengine.LocalCopy {
 	out := []haengine.LocalCopy{}
 	for _, d := range disks {
 		for _, c := range d.Copies {
 			if c.State == agentlink.CopyEmpty {
 				continue
 			}
-			out = append(out, haengine.LocalCopy{
+			x := haengine.LocalCopy{
 				App: c.App, Epoch: haengine.Epoch(c.Epoch), Image: c.Image, Disk: d.ID, Slot: c.Slot, Digest: c.Digest, State: haengine.CopyState(c.State),
-			})
+			}
+			if want := digest(c.Image); x.State == haengine.CopyReady && want != "" && want != c.Digest {
+				x.State = haengine.CopyFailed
+			}
+			out = append(out, x)
 		}
 	}
 	return out

@@ -56,15 +56,17 @@ func TestCopiesThatAnAgentFound(t *testing.T) {
 			{Slot: "A", State: agentlink.CopyReady, App: "orders", Image: "orders:7", Digest: "d", Epoch: 4, Started: 2}, {Slot: "B", State: agentlink.CopyEmpty},
 		}},
 		{ID: "wwn-2", Copies: []agentlink.Copy{{State: agentlink.CopyStarted, App: "web", Image: "web:1"}}},
-	})
+		{ID: "wwn-3", Copies: []agentlink.Copy{{Slot: "A", State: agentlink.CopyReady, App: "web", Image: "web:2", Digest: "old"}}},
+	}, func(image string) string { return map[string]string{"web:2": "mended"}[image] })
 	want := []haengine.LocalCopy{
 		{App: "orders", Epoch: 4, Image: "orders:7", Disk: "wwn-1", Slot: "A", Digest: "d", State: haengine.CopyReady},
 		{App: "web", Image: "web:1", Disk: "wwn-2", State: haengine.CopyStarted},
+		{App: "web", Image: "web:2", Disk: "wwn-3", Slot: "A", Digest: "old", State: haengine.CopyFailed}, // imported anew under its name
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%+v", got)
 	}
-	if none := copiesOf(nil); none == nil || len(none) != 0 {
+	if none := copiesOf(nil, nil); none == nil || len(none) != 0 {
 		t.Error("a node without copies must say so: nil means that nothing was said")
 	}
 	for _, s := range []agentlink.CopyState{agentlink.CopyWriting, agentlink.CopyReady, agentlink.CopyStarted, agentlink.CopyDisabled, agentlink.CopyFailed} {
@@ -139,12 +141,12 @@ func TestWaysOfAnImage(t *testing.T) {
 func TestTheTokenOfAnInstallation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "boots.json")
 	a := opened(t, path)
-	x, err := a.streams(n1, "orders:7")
+	x, err := a.streams(forInstall, n1, "orders:7")
 	if err != nil || x.Mode != forInstall {
 		t.Fatalf("%+v, %v", x, err)
 	}
 	a = opened(t, path)
-	if again, err := a.streams(n1, "orders:7"); err != nil || again.BootToken != x.BootToken {
+	if again, err := a.streams(forInstall, n1, "orders:7"); err != nil || again.BootToken != x.BootToken {
 		t.Errorf("after a restart it is another one: %v", err)
 	}
 	if _, err := a.begin(n1, bootOf(7), "orders:7"); err != nil {
@@ -153,7 +155,7 @@ func TestTheTokenOfAnInstallation(t *testing.T) {
 	if got, ok := a.byToken(x.BootToken); !ok || got.Mode != forInstall {
 		t.Errorf("a boot ended the installation's token: %+v", got)
 	}
-	next, err := a.streams(n1, "orders:8")
+	next, err := a.streams(forInstall, n1, "orders:8")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +198,7 @@ func TestADiskIsSentToWhoInstallsIt(t *testing.T) {
 	}
 	img := images.Image{Name: "orders", Version: "7", Volume: "golden", SizeBytes: size}
 	a := opened(t, filepath.Join(t.TempDir(), "boots.json"))
-	x, err := a.streams(n1, img.Ref())
+	x, err := a.streams(forInstall, n1, img.Ref())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,11 +206,13 @@ func TestADiskIsSentToWhoInstallsIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	trusted := true
 	var told []boot.Entry
 	open := func(path string) *diskStreams {
 		d, err := openDiskStreams(&diskStreams{
 			store: store, token: a.byToken, find: func(string) (images.Image, error) { return img, nil },
-			tell: func(e boot.Entry) { told = append(told, e) }, log: slog.New(slog.DiscardHandler), path: path,
+			approved: func(string) bool { return trusted },
+			tell:     func(e boot.Entry) { told = append(told, e) }, log: slog.New(slog.DiscardHandler), path: path,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -257,6 +261,10 @@ func TestADiskIsSentToWhoInstallsIt(t *testing.T) {
 		if status, _ := get(path); status != want {
 			t.Errorf("%s: %d, want %d", path, status, want)
 		}
+	}
+	trusted = false
+	if status, _ := get(streamPath + x.BootToken); status != http.StatusForbidden {
+		t.Errorf("a node that is not approved any more: %d", status)
 	}
 	for _, e := range told {
 		if strings.Contains(e.Request+e.Answer+e.Reason.Text, x.BootToken) {

@@ -109,7 +109,7 @@ func (a *agents) parked(ctx context.Context, x attempt, s server.Session) {
 		e.Facts = nodeFacts(s.Facts, disk)
 	}
 	if !s.Resumed { // what the disks hold changes while it waits
-		e.Copies = copiesOf(s.Facts.Disks)
+		e.Copies = copiesOf(s.Facts.Disks, a.boots.diskDigest)
 	}
 	a.submit(ctx, e)
 }
