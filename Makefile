@@ -53,7 +53,7 @@ soak: ## SEEDS=20000 further seeds of the simulator, STORE=600 of the volume sto
 	@for f in FuzzPacket FuzzPacket6 FuzzFrames FuzzServerAnswer FuzzOptionParts FuzzParseLeases; do \
 	  $(NICE) $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZ),60s) -fuzzminimizetime 1s ./boot/dhcp || exit 1; done
 
-bench: bench-packages build ## figures beside peers and the machine's limits, PART=storage or boot (BENCH_QUICK=1: in a minute)
+bench: bench-packages build ## figures beside peers and the machine's limits, PART=storage or boot (BENCH_QUICK=1: fewer rounds)
 	$(GO) build -buildvcs=false -trimpath -o $(BIN)/bench ./testenv/bench
 	$(BIN)/bench -part $(or $(PART),storage)
 
