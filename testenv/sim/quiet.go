@@ -38,6 +38,7 @@ func (w *world) healAll() {
 	for _, f := range scopes {
 		s.submit(haengine.FreezeLifted{Scope: f, By: "ann"})
 	}
+	s.submit(haengine.PoolApplied{Pool: w.pool()}) // one that was applied while the journal failed was refused
 }
 
 // release1 is the operator who looks after quarantined nodes and held
